@@ -1,0 +1,8 @@
+//! hephy: `git push deis main`, and your code runs.
+//!
+//! The modules are listed in reading order: formats know no IO, mechanisms know no stage, stages are the
+//! steps of a push, and `push` is the one function that names every stage. An arrow that runs back up this
+//! list fails `tests/it/architecture.rs`.
+
+pub mod model;
+pub mod oci;
