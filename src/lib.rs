@@ -4,5 +4,6 @@
 //! steps of a push, and `push` is the one function that names every stage. An arrow that runs back up this
 //! list fails `tests/it/architecture.rs`.
 
-pub mod model;
 pub mod oci;
+pub mod model;
+pub mod store;

@@ -1,0 +1,4 @@
+//! Integration tests: one binary, a module for each subject.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod store_conformance;
