@@ -7,3 +7,4 @@
 pub mod oci;
 pub mod model;
 pub mod store;
+pub mod push;

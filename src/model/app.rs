@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AppName, BuildNumber, CommitId, Kind, Object, ObjectName, ProcessType, RefName, ReleaseNumber, UserName,
+    AppName, BuildNumber, CommitId, Kind, Object, ObjectName, ProcessType, RefMove, RefName, ReleaseNumber, UserName,
 };
 
 /// An app: its people, its refs, its current release and who is working on it.
@@ -87,6 +87,20 @@ impl App {
     #[must_use]
     pub fn may_push(&self, user: &UserName) -> bool {
         self.owner == *user || self.collaborators.contains(user)
+    }
+
+    /// Moves `refs`, each from what it named when it was received; on `Err`, which has another value now, none moved.
+    pub fn move_refs(&mut self, refs: &[RefMove]) -> Result<(), RefName> {
+        if let Some(stale) = refs.iter().find(|r| self.refs.get(&r.name).copied() != r.old) {
+            return Err(stale.name.clone());
+        }
+        for RefMove { name, new, .. } in refs {
+            match new {
+                Some(new) => self.refs.insert(name.clone(), *new),
+                None => self.refs.remove(name),
+            };
+        }
+        Ok(())
     }
 
     /// Claims the next build number.

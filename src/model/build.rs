@@ -22,8 +22,8 @@ pub struct Build {
     pub number: BuildNumber,
     /// The commit that is built.
     pub commit: CommitId,
-    /// The ref that the commit moves when the rollout succeeds; a deploy of what is there moves none.
-    pub moves: Option<RefName>,
+    /// The refs that move when the rollout succeeds; none for a deploy of what is there.
+    pub moves: Vec<RefMove>,
     /// Who pushed.
     pub by: UserName,
     /// When.
@@ -36,6 +36,18 @@ pub struct Build {
     pub cancel: Option<Cancel>,
     /// How it ended, once it has.
     pub outcome: Option<Outcome>,
+}
+
+/// A ref that moves from one object to another, or appears, or goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefMove {
+    /// Which.
+    pub name: RefName,
+    /// What it named when the push was received.
+    pub old: Option<CommitId>,
+    /// What it is to name.
+    pub new: Option<CommitId>,
 }
 
 /// What `git push -o …` asks for.

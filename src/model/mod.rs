@@ -17,7 +17,7 @@ pub mod store;
 mod user;
 
 pub use app::{App, Claim, Holder};
-pub use build::{Build, BuildState, Cancel, CancelReason, Fault, Outcome, PushOptions};
+pub use build::{Build, BuildState, Cancel, CancelReason, Fault, Outcome, PushOptions, RefMove};
 pub use config::{Config, EnvName, EnvNameError};
 pub use event::{LogLine, PushEvent};
 pub use names::{AppName, BuildNumber, CommitId, NameError, ProcessType, ReleaseNumber, UserName};

@@ -1,0 +1,258 @@
+//! Build logs: append-only files of numbered lines, followed by any number of readers.
+//!
+//! The connection of a pusher, `builds log` and a replay are all views of the file, so there is one way to
+//! show a build. A line is a JSON [`LogLine`]; a torn last line (a crash while writing) is cut off at the next
+//! opening.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _, BufReader};
+use tokio::sync::watch;
+
+use crate::model::{AppName, BuildNumber, LogLine, PushEvent};
+
+/// The largest log that is kept, in bytes: what comes after is dropped, and the log says so.
+const MAX_LOG_BYTES: u64 = 64 * 1024 * 1024;
+
+/// The longest text of one line, in bytes.
+const MAX_TEXT_BYTES: usize = 16 * 1024;
+
+type Key = (AppName, BuildNumber);
+
+/// The logs of all builds, below one directory.
+#[derive(Debug, Clone)]
+pub struct Logs {
+    directory: PathBuf,
+    running: Arc<Mutex<HashMap<Key, watch::Receiver<u64>>>>,
+}
+
+/// Writes one build's log; followers end when it is dropped.
+#[derive(Debug)]
+pub struct LogWriter {
+    file: File,
+    last: watch::Sender<u64>,
+    bytes: u64,
+    key: Key,
+    running: Arc<Mutex<HashMap<Key, watch::Receiver<u64>>>>,
+}
+
+/// Reads one build's log, waiting for lines while it is being written.
+#[derive(Debug)]
+pub struct LogReader {
+    lines: BufReader<File>,
+    last: Option<watch::Receiver<u64>>,
+    read: u64,
+}
+
+impl Logs {
+    /// Logs in `directory/<app>/<number>/log`.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, running: Arc::default() }
+    }
+
+    /// The directory of one build.
+    #[must_use]
+    pub fn build_directory(&self, app: &AppName, build: BuildNumber) -> PathBuf {
+        self.directory.join(app.as_str()).join(build.0.to_string())
+    }
+
+    /// The directory of all builds of an app.
+    #[must_use]
+    pub fn app_directory(&self, app: &AppName) -> PathBuf {
+        self.directory.join(app.as_str())
+    }
+
+    /// Opens a build's log to append to it, after what is there already.
+    pub async fn write(&self, app: &AppName, build: BuildNumber) -> io::Result<LogWriter> {
+        let directory = self.build_directory(app, build);
+        tokio::fs::create_dir_all(&directory).await?;
+        let path = directory.join("log");
+        let (number, bytes) = whole_lines(&path).await?;
+        let file = OpenOptions::new().create(true).append(true).open(&path).await?;
+        file.set_len(bytes).await?;
+        let (last, receiver) = watch::channel(number);
+        let key = (app.clone(), build);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), receiver);
+        Ok(LogWriter { file, last, bytes, key, running: Arc::clone(&self.running) })
+    }
+
+    /// Reads a build's log after line `after`; `None` if there is no log (yet).
+    pub async fn read(&self, app: &AppName, build: BuildNumber, after: u64) -> io::Result<Option<LogReader>> {
+        let key = (app.clone(), build);
+        let last = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let file = match File::open(self.build_directory(app, build).join("log")).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut reader = LogReader { lines: BufReader::new(file), last, read: 0 };
+        while reader.read < after && reader.next_written().await?.is_some() {}
+        Ok(Some(reader))
+    }
+}
+
+/// The number of the last whole line and the length of all whole lines.
+async fn whole_lines(path: &Path) -> io::Result<(u64, u64)> {
+    let file = match File::open(path).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
+        Err(error) => return Err(error),
+    };
+    let mut reader = LogReader { lines: BufReader::new(file), last: None, read: 0 };
+    while reader.next_written().await?.is_some() {}
+    let bytes = reader.lines.stream_position().await?;
+    Ok((reader.read, bytes))
+}
+
+impl LogWriter {
+    /// Appends an event. It is in the file, for every follower, when this returns.
+    pub async fn write(&mut self, event: PushEvent) -> io::Result<()> {
+        if self.bytes > MAX_LOG_BYTES {
+            return Ok(());
+        }
+        let number = *self.last.borrow() + 1;
+        let event = if self.bytes + MAX_TEXT_BYTES as u64 > MAX_LOG_BYTES {
+            self.bytes = MAX_LOG_BYTES;
+            PushEvent::Problem("the log is full (64 MiB): what follows is not kept".to_owned())
+        } else {
+            shortened(event)
+        };
+        let mut json = serde_json::to_vec(&LogLine { number, at: Timestamp::now(), event })?;
+        json.push(b'\n');
+        self.file.write_all(&json).await?;
+        self.file.flush().await?;
+        self.bytes += json.len() as u64;
+        self.last.send_replace(number);
+        Ok(())
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+fn shortened(event: PushEvent) -> PushEvent {
+    let cut = |mut text: String| {
+        if text.len() > MAX_TEXT_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+            text.push('…');
+        }
+        text
+    };
+    match event {
+        PushEvent::Heading(text) => PushEvent::Heading(cut(text)),
+        PushEvent::Line(text) => PushEvent::Line(cut(text)),
+        PushEvent::Platform { platform, text } => PushEvent::Platform { platform, text: cut(text) },
+        PushEvent::Problem(text) => PushEvent::Problem(cut(text)),
+    }
+}
+
+impl LogReader {
+    /// The next line, waiting for it while the build runs; `None` at the end. Not cancel safe.
+    pub async fn next(&mut self) -> io::Result<Option<LogLine>> {
+        loop {
+            let written = self.last.as_ref().map(|last| *last.borrow());
+            if written.is_none_or(|written| self.read < written) {
+                let line = self.next_written().await?;
+                if line.is_some() || written.is_none() {
+                    return Ok(line);
+                }
+            }
+            if let Some(last) = &mut self.last {
+                let read = self.read;
+                if last.wait_for(|written| *written > read).await.is_err() {
+                    // The writer is gone: what it wrote last is still to be read.
+                    self.last = None;
+                }
+            }
+        }
+    }
+
+    /// The next line that is there whole; a torn one is left unread.
+    async fn next_written(&mut self) -> io::Result<Option<LogLine>> {
+        let start = self.lines.stream_position().await?;
+        let mut json = Vec::new();
+        let limit = 8 * MAX_TEXT_BYTES as u64;
+        (&mut self.lines).take(limit).read_until(b'\n', &mut json).await?;
+        let line = json.ends_with(b"\n").then(|| serde_json::from_slice::<LogLine>(&json).ok()).flatten();
+        match line {
+            Some(line) => {
+                self.read = line.number;
+                Ok(Some(line))
+            }
+            None => {
+                self.lines.seek(io::SeekFrom::Start(start)).await?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn app() -> (AppName, BuildNumber) {
+        ("hello".parse().unwrap(), BuildNumber(7))
+    }
+
+    fn line(text: &str) -> PushEvent {
+        PushEvent::Line(text.to_owned())
+    }
+
+    async fn rest(reader: &mut LogReader) -> Vec<(u64, PushEvent)> {
+        let mut lines = Vec::new();
+        while let Some(line) = reader.next().await.unwrap() {
+            lines.push((line.number, line.event));
+        }
+        lines
+    }
+
+    #[tokio::test]
+    async fn a_follower_sees_what_was_and_what_comes_and_then_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(directory.path().to_owned());
+        let (name, build) = app();
+        let mut writer = logs.write(&name, build).await.unwrap();
+        writer.write(line("one")).await.unwrap();
+        let mut reader = logs.read(&name, build, 0).await.unwrap().unwrap();
+        let follower = tokio::spawn(async move { rest(&mut reader).await });
+        writer.write(line("two")).await.unwrap();
+        drop(writer);
+        assert_eq!(follower.await.unwrap(), [(1, line("one")), (2, line("two"))]);
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_is_cut_and_numbers_go_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(directory.path().to_owned());
+        let (name, build) = app();
+        logs.write(&name, build).await.unwrap().write(line("one")).await.unwrap();
+        let path = logs.build_directory(&name, build).join("log");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"{\"number\":2,\"at\":");
+        std::fs::write(&path, bytes).unwrap();
+        logs.write(&name, build).await.unwrap().write(line("two")).await.unwrap();
+        let mut reader = logs.read(&name, build, 1).await.unwrap().unwrap();
+        assert_eq!(rest(&mut reader).await, [(2, line("two"))]);
+    }
+
+    #[tokio::test]
+    async fn a_very_long_line_is_cut_at_a_character() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(directory.path().to_owned());
+        let (name, build) = app();
+        logs.write(&name, build).await.unwrap().write(line(&"é".repeat(10_000_000))).await.unwrap();
+        let mut reader = logs.read(&name, build, 0).await.unwrap().unwrap();
+        let PushEvent::Line(text) = reader.next().await.unwrap().unwrap().event else { panic!() };
+        assert_eq!(text.len(), MAX_TEXT_BYTES + '…'.len_utf8());
+    }
+}

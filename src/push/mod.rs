@@ -1,0 +1,2 @@
+//! The one function that names every stage of a push.
+pub mod log;
