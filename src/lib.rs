@@ -6,5 +6,6 @@
 
 pub mod oci;
 pub mod model;
+pub mod config;
 pub mod store;
 pub mod push;

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AppName, BuildNumber, CommitId, Kind, Object, ObjectName, ProcessType, RefMove, RefName, ReleaseNumber, UserName,
+    AppName, BuildNumber, CommitId, Kind, Object, ObjectName, ProcessType, RefMove, RefName, ReleaseNumber,
+    UserName,
 };
 
 /// An app: its people, its refs, its current release and who is working on it.

@@ -1,0 +1,3 @@
+//! Settings: of the server, and of an app's `hephy.toml`.
+
+pub mod server;
