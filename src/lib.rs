@@ -7,5 +7,6 @@
 pub mod oci;
 pub mod model;
 pub mod config;
+pub mod router;
 pub mod store;
 pub mod push;
