@@ -8,5 +8,7 @@ pub mod oci;
 pub mod model;
 pub mod config;
 pub mod router;
+pub mod plan;
+pub mod release;
 pub mod store;
 pub mod push;
