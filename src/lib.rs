@@ -10,5 +10,6 @@ pub mod config;
 pub mod router;
 pub mod plan;
 pub mod release;
+pub mod registry;
 pub mod store;
 pub mod push;
