@@ -7,6 +7,7 @@
 pub mod oci;
 pub mod model;
 pub mod config;
+pub mod dockerfile;
 pub mod router;
 pub mod plan;
 pub mod release;
