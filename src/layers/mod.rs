@@ -1,0 +1,32 @@
+//! Layers as files: trees that overlay can use, the difference that a step made, the tar and the blob of it, and
+//! the store that keeps them.
+//!
+//! Nothing here knows of namespaces, images or steps. Every function works on directory fds and runs the same as
+//! the mapped root of a user namespace, as root, or as an ordinary user; it sees owners as the process does.
+
+mod compress;
+mod diff;
+mod entries;
+mod error;
+mod gzip;
+mod lowers;
+mod node;
+mod place;
+mod root;
+mod sniff;
+mod tar;
+mod unpack;
+mod walk;
+
+#[cfg(test)]
+mod testing;
+
+pub use compress::{Compressed, Compression, CompressionError, LayerWriter, compress_layer};
+pub use diff::{Change, ChangeKind, DiffError, DiffInput, diff};
+pub use entries::{ArchiveError, Limits};
+pub use error::FileError;
+pub use node::Owner;
+pub use root::{Root, RootError};
+pub use sniff::{Decompressed, Format, Verified, sniff};
+pub use tar::{TarError, TarStats, write_tar};
+pub use unpack::{Owners, UnpackError, UnpackOptions, Unpacked, unpack_layer};
