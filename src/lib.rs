@@ -4,12 +4,11 @@
 //! steps of a push, and `push` is the one function that names every stage. An arrow that runs back up this
 //! list fails `tests/it/architecture.rs`.
 
-pub mod layers;
-pub mod model;
 pub mod oci;
 pub mod model;
 pub mod config;
 pub mod dockerfile;
+pub mod layers;
 pub mod router;
 pub mod plan;
 pub mod release;
