@@ -1,3 +1,4 @@
 //! Settings: of the server, and of an app's `hephy.toml`.
 
+pub mod app;
 pub mod server;

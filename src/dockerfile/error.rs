@@ -181,14 +181,3 @@ pub enum Problem {
 fn did_you_mean(nearest: Option<&str>) -> String {
     nearest.map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
 }
-
-/// The most similar of `known` to `given`, if it is similar enough to be meant.
-pub(crate) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let given = given.to_lowercase();
-    known
-        .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(&given, &name.to_lowercase()), name))
-        .filter(|(distance, name)| *distance <= 1 + name.chars().count().max(given.chars().count()) / 4)
-        .min()
-        .map(|(_, name)| name.to_owned())
-}

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::error::{Position, Problem, nearest};
+use super::error::{Position, Problem};
 use super::statement::Statement;
+use crate::model::nearest;
 
 /// The flags of one statement, taken one by one by the instruction that knows them.
 pub(super) struct Flags<'a> {

@@ -1,9 +1,10 @@
 //! `RUN --mount` and `--device`: comma-separated fields.
 
-use super::error::{Problem, nearest};
+use super::error::Problem;
 use super::expansion::{ExpandError, Expander};
 use super::lexer::Escape;
 use super::words::comma_separated;
+use crate::model::nearest;
 
 /// The value of a `--mount`, checked as far as it can be before its variables are known.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Statements to typed instructions: every instruction, every flag, and what each asks of its arguments.
 
-use super::error::{ParseError, Position, Problem, nearest};
+use super::error::{ParseError, Position, Problem};
 use super::flags::{At, Flags};
 use super::heredoc::Heredoc;
 use super::instruction::{
@@ -10,6 +10,7 @@ use super::instruction::{
 use super::mount::{Device, MountSpec};
 use super::statement::Statement;
 use super::words::{Json, at_spaces, json_strings, with_quotes};
+use crate::model::nearest;
 
 /// All keywords, for the nearest to an unknown one.
 pub(super) const KEYWORDS: [&str; 18] = [
@@ -64,7 +65,7 @@ fn instruction(statement: &Statement) -> At<Instruction> {
         "WORKDIR" => Instruction::Workdir(one_text(statement, "WORKDIR")?),
         _ => {
             let name = statement.keyword.clone();
-            let similar = nearest(&name, KEYWORDS);
+            let similar = nearest(&name, KEYWORDS).map(str::to_owned);
             return Err((statement.line.position(0), Problem::UnknownInstruction { name, nearest: similar }));
         }
     })

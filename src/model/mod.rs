@@ -9,6 +9,7 @@ mod build;
 mod config;
 mod event;
 mod names;
+mod nearest;
 mod push;
 mod refs;
 mod release;
@@ -21,6 +22,7 @@ pub use build::{Build, BuildState, Cancel, CancelReason, Fault, Outcome, PushOpt
 pub use config::{Config, EnvName, EnvNameError};
 pub use event::{LogLine, PushEvent};
 pub use names::{AppName, BuildNumber, CommitId, NameError, ProcessType, ReleaseNumber, UserName};
+pub use nearest::nearest;
 pub use push::{Method, Plan, PlatformImage, PublishedIndex, Recipe, Source, Step};
 pub use refs::{RefName, RefNameError};
 pub use release::{Release, ReleaseState};
