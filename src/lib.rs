@@ -15,5 +15,6 @@ pub mod detect;
 pub mod plan;
 pub mod release;
 pub mod registry;
+pub mod rollout;
 pub mod store;
 pub mod push;

@@ -113,6 +113,12 @@ impl ProcessType {
     pub fn web() -> Self {
         Self("web".to_owned())
     }
+
+    /// The type that a command is run as once, beside what the app is scaled to.
+    #[must_use]
+    pub fn run() -> Self {
+        Self("run".to_owned())
+    }
 }
 
 /// A git commit (SHA-1).
