@@ -12,6 +12,7 @@ pub mod layers;
 pub mod buildpack;
 pub mod router;
 pub mod detect;
+pub mod receive;
 pub mod plan;
 pub mod release;
 pub mod registry;

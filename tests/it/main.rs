@@ -3,3 +3,4 @@
 
 mod store_conformance;
 mod router;
+mod receive;
