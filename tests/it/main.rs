@@ -1,6 +1,7 @@
 //! Integration tests: one binary, a module for each subject.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod architecture;
 mod store_conformance;
 mod router;
 mod receive;
