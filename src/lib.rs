@@ -11,6 +11,7 @@ pub mod dockerfile;
 pub mod buildpack;
 pub mod layers;
 pub mod registry;
+pub mod git;
 pub mod router;
 pub mod detect;
 pub mod receive;

@@ -1,0 +1,8 @@
+//! The stock `git` client against our side of its protocol, over TCP as `git://` has it.
+
+mod fetch;
+mod hostile;
+mod push;
+mod server;
+mod shallow;
+mod source;
