@@ -12,6 +12,7 @@ pub mod buildpack;
 pub mod git;
 pub mod layers;
 pub mod registry;
+pub mod sandbox;
 pub mod router;
 pub mod receive;
 pub mod detect;

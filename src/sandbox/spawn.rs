@@ -1,0 +1,261 @@
+//! The starter's part of a worker: a child process with one socket, its ids, its network and its limits.
+
+use std::fs;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{io, thread};
+
+use nix::unistd::{Pid, Uid};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::cgroup::{Cgroup, CgroupUnavailable, Delegation};
+use super::error::Doing;
+use super::network::Uplink;
+use super::worker::{Order, Progress};
+use super::{Channel, IdMap, Limits, NetworkMode, ProtocolError, Received, SandboxError, WORKER_COMMAND};
+
+/// How a worker is started.
+#[derive(Debug, Clone)]
+pub struct WorkerSpec {
+    /// Our own binary.
+    pub executable: PathBuf,
+    /// Which of its bodies: the argument after [`WORKER_COMMAND`].
+    pub body: String,
+    /// The sandbox's ids.
+    pub ids: IdMap,
+    /// Where the worker is; made if absent, and given to the sandbox's root.
+    pub directory: PathBuf,
+    /// What it and its steps see of the network.
+    pub network: NetworkMode,
+    /// What it and its steps may use together.
+    pub limits: Option<Limits>,
+    /// The worker's own environment, all of it.
+    pub environment: Vec<(String, String)>,
+}
+
+impl WorkerSpec {
+    /// The binary that this process runs, even if its file has been replaced since.
+    #[must_use]
+    pub fn own_executable() -> PathBuf {
+        PathBuf::from("/proc/self/exe")
+    }
+}
+
+/// A started worker. When it is dropped, it and its steps are killed.
+#[derive(Debug)]
+pub struct Worker {
+    channel: Channel,
+    killer: Killer,
+    limits: Result<(), CgroupUnavailable>,
+    // In the order in which they end: the process, its uplink, its group.
+    uplink: Option<Uplink>,
+    _cgroup: Option<Cgroup>,
+}
+
+/// Kills a worker from anywhere; a call that waits for it then fails.
+#[derive(Debug, Clone)]
+pub struct Killer {
+    child: Arc<Mutex<Child>>,
+}
+
+impl Killer {
+    /// Kills the worker; its steps die with it.
+    pub fn kill(&self) {
+        if let Err(error) = self.lock().kill() {
+            tracing::warn!(%error, "a worker could not be killed");
+        }
+    }
+
+    fn wait(&self) -> io::Result<ExitStatus> {
+        self.lock().wait()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    /// Starts a worker and waits until it is in its namespaces.
+    pub fn start(spec: &WorkerSpec) -> Result<Self, SandboxError> {
+        make_directory(&spec.directory, &spec.ids)?;
+        let (ours, theirs) = Channel::pair().doing(|| "make a socket pair".to_owned())?;
+        let mut command = Command::new(&spec.executable);
+        command
+            .args([WORKER_COMMAND, &spec.body])
+            .current_dir(&spec.directory)
+            .env_clear()
+            .envs(spec.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit());
+        let child = spawn_from_lasting_thread(command)
+            .doing(|| format!("start `{} {WORKER_COMMAND}`", spec.executable.display()))?;
+        let process = Pid::from_raw(child.id().cast_signed());
+        let killer = Killer { child: Arc::new(Mutex::new(child)) };
+        let mut worker = Self { channel: ours, killer, limits: Ok(()), uplink: None, _cgroup: None };
+        worker.limit(process, spec.limits.as_ref());
+        worker.lead_in(process, spec)?;
+        Ok(worker)
+    }
+
+    /// Asks the worker and waits for its answer.
+    pub fn call<Q: Serialize, R: DeserializeOwned>(
+        &mut self,
+        request: &Q,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Received<R>, SandboxError> {
+        self.channel.send(request, fds)?;
+        match self.channel.receive() {
+            Ok(Some(received)) => Ok(received),
+            Ok(None) | Err(ProtocolError::Truncated) => Err(self.gone()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The conversation, for more than one answer to a request.
+    pub fn channel(&mut self) -> &mut Channel {
+        &mut self.channel
+    }
+
+    /// What kills it from elsewhere.
+    #[must_use]
+    pub fn killer(&self) -> Killer {
+        self.killer.clone()
+    }
+
+    /// Why the limits are not in force, if they are not.
+    pub fn limits_in_force(&self) -> Result<(), &CgroupUnavailable> {
+        self.limits.as_ref().copied()
+    }
+
+    /// Whether the network has lost its way out.
+    pub(super) fn uplink_has_ended(&mut self) -> bool {
+        self.uplink.as_mut().is_some_and(Uplink::has_ended)
+    }
+
+    /// Closes the conversation and waits until the worker has ended.
+    pub fn close(self) -> Result<(), SandboxError> {
+        let Self { channel, killer, uplink, _cgroup, .. } = self;
+        drop(channel);
+        let status = killer.wait().doing(|| "wait for the worker".to_owned())?;
+        drop((uplink, _cgroup));
+        if status.success() { Ok(()) } else { Err(SandboxError::WorkerGone(describe(status))) }
+    }
+
+    /// Before it makes its first child, so that the limits hold for all of them.
+    fn limit(&mut self, process: Pid, limits: Option<&Limits>) {
+        let Some(limits) = limits else {
+            return;
+        };
+        let name = format!("sandbox-{process}");
+        match Delegation::detect().and_then(|delegation| delegation.create(&name, limits)) {
+            Ok(cgroup) => match cgroup.add(process) {
+                Ok(()) => self._cgroup = Some(cgroup),
+                Err(error) => self.limits = Err(error),
+            },
+            Err(error) => self.limits = Err(error),
+        }
+    }
+
+    fn lead_in(&mut self, process: Pid, spec: &WorkerSpec) -> Result<(), SandboxError> {
+        self.channel.send(&Order::Begin { ids: spec.ids.clone(), network: spec.network }, &[])?;
+        self.expect(&Progress::Unmapped)?;
+        spec.ids.apply(process)?;
+        self.channel.send(&Order::Mapped, &[])?;
+        if spec.network != NetworkMode::Host {
+            self.expect(&Progress::Networked)?;
+            if spec.network == NetworkMode::Isolated {
+                self.uplink = Some(Uplink::start(process)?);
+            }
+            self.channel.send(&Order::Connected, &[])?;
+        }
+        self.expect(&Progress::Entered)
+    }
+
+    fn expect(&mut self, wanted: &Progress) -> Result<(), SandboxError> {
+        match self.channel.receive::<Progress>()? {
+            Some(Received { message: Progress::Failed(why), .. }) => Err(SandboxError::Reported(why)),
+            Some(Received { message, .. })
+                if std::mem::discriminant(&message) == std::mem::discriminant(wanted) =>
+            {
+                Ok(())
+            }
+            Some(Received { message, .. }) => {
+                Err(SandboxError::Reported(format!("{message:?} instead of {wanted:?}")))
+            }
+            None => Err(self.gone()),
+        }
+    }
+
+    /// It has closed its end, so it has ended or is about to.
+    fn gone(&self) -> SandboxError {
+        self.killer.kill();
+        let how = self.killer.wait().map_or_else(|error| error.to_string(), describe);
+        SandboxError::WorkerGone(how)
+    }
+}
+
+impl Drop for Killer {
+    fn drop(&mut self) {
+        // The last of its clones and the worker's own.
+        if Arc::strong_count(&self.child) == 1 {
+            self.kill();
+            if let Err(error) = self.wait() {
+                tracing::warn!(%error, "a worker could not be waited for");
+            }
+        }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (_, Some(9)) => "killed: cancelled, or out of memory".to_owned(),
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// As root the sandbox's root is somebody else, and has to be given a place.
+fn make_directory(directory: &Path, ids: &IdMap) -> Result<(), SandboxError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.doing(|| format!("make the directory `{}`", directory.display()))?;
+    if Uid::effective().is_root() {
+        let (uid, gid) = ids.host_root();
+        chown(directory, Some(uid), Some(gid))
+            .doing(|| format!("give `{}` to the sandbox's root", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// Starts children from a thread that lives as long as the process.
+///
+/// "Dies with its parent" means the parent's thread to the kernel, and a thread of a pool may end early.
+fn spawn_from_lasting_thread(command: Command) -> io::Result<Child> {
+    type Job = (Command, Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<Sender<Job>> = OnceLock::new();
+    let gone = || io::Error::other("the thread that starts workers has ended");
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, jobs) = channel::<Job>();
+        let body = move || {
+            for (mut command, answer) in jobs {
+                let answered = answer.send(command.spawn());
+                // Nobody waits for it any more: the child is dropped with the answer, and finds its socket closed.
+                drop(answered);
+            }
+        };
+        // Without the thread the sender has no receiver, which is an error below.
+        drop(thread::Builder::new().name("sandbox-spawner".to_owned()).spawn(body));
+        sender
+    });
+    let (answer, child) = channel();
+    spawner.send((command, answer)).map_err(|_| gone())?;
+    child.recv().map_err(|_| gone())?
+}
