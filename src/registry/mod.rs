@@ -4,3 +4,4 @@
 //! scopes of its tokens.
 
 pub mod client;
+pub mod server;

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod git;
+mod registry;
 mod store_conformance;
 mod router;
 mod receive;

@@ -134,10 +134,17 @@ impl Client {
         }
         let mut session = None;
         for from in candidates(repository, mount_from) {
-            match self.try_mount(repository, &upload.digest, from).await? {
-                Mount::Mounted => return Ok(Transfer::Mounted),
-                Mount::Upload(open) => session = Some(open),
-                Mount::Refused => {}
+            let mount = self.try_mount(repository, &upload.digest, from).await?;
+            let (mounted, open) = match mount {
+                Mount::Mounted => (true, None),
+                Mount::Upload(open) => (false, Some(open)),
+                Mount::Refused => continue,
+            };
+            if let Some(earlier) = std::mem::replace(&mut session, open) {
+                self.abandon(repository, earlier).await;
+            }
+            if mounted {
+                return Ok(Transfer::Mounted);
             }
         }
         let mut delays = self.backoff().build();
@@ -292,7 +299,8 @@ impl Client {
         let range = header(&response, &RANGE).unwrap_or_default();
         let end =
             range.trim_start_matches("bytes=").split_once('-').and_then(|(_, end)| end.parse::<u64>().ok());
-        Ok(end.map_or(offset, |end| (end + 1).clamp(offset, upload.size)))
+        // `0-0` is what registries write for nothing.
+        Ok(end.filter(|end| *end > 0).map_or(offset, |end| (end + 1).clamp(offset, upload.size)))
     }
 
     async fn abandon(&self, repository: &Repository, session: Session) {
