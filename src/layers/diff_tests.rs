@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 
+use super::super::Owners;
 use super::super::testing::{RawTar, is_root};
-use super::super::unpack::{Owners, UnpackOptions, make_whiteout, unpack_layer};
+use super::super::unpack::{UnpackOptions, make_whiteout, unpack_layer};
 use super::*;
 
 const THEN: i64 = 1_000_000_000;

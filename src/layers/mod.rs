@@ -14,6 +14,7 @@ mod node;
 mod place;
 mod root;
 mod sniff;
+mod store;
 mod tar;
 mod unpack;
 mod walk;
@@ -26,7 +27,11 @@ pub use diff::{Change, ChangeKind, DiffError, DiffInput, diff};
 pub use entries::{ArchiveError, Limits};
 pub use error::FileError;
 pub use node::Owner;
+pub use place::{Owners, match_root};
 pub use root::{Root, RootError};
 pub use sniff::{Decompressed, Format, Verified, sniff};
-pub use tar::{TarError, TarStats, write_tar};
-pub use unpack::{Owners, UnpackError, UnpackOptions, Unpacked, unpack_layer};
+pub use store::{
+    BlobWriter, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged, StoreError, TreeInfo,
+};
+pub use tar::{TarError, TarStats, normalize_times, write_tar};
+pub use unpack::{UnpackError, UnpackOptions, Unpacked, unpack_layer};

@@ -4,12 +4,15 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
 
 use super::entries::Entry;
+use super::error::{AtPath as _, FileError};
 use super::node::{Node, Owner, Xattrs, set_xattrs, xattrs};
+use super::root::Root;
 
 /// Whether files get the owners that they should have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +58,15 @@ pub(super) fn apply(fd: BorrowedFd<'_>, attributes: &Attributes, owners: Owners)
     rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode))?;
     set_xattrs(fd, &attributes.xattrs)?;
     Ok(rustix::fs::futimens(fd, &times(attributes.mtime))?)
+}
+
+/// Gives the root of a new `upper` directory what the root of the layers below has: an overlay shows the upper's.
+pub fn match_root(upper: &Root, lowers: &[Root], owners: Owners) -> Result<(), FileError> {
+    let root = Path::new("");
+    let Some(lower) = lowers.first() else { return Ok(()) };
+    let node = Node::of(lower.as_fd()).at("inspect", root)?;
+    let attributes = Attributes::of_file(&node, lower.as_fd()).at("read attributes of", root)?;
+    apply(upper.as_fd(), &attributes, owners).at("set owner, mode or attributes of", root)
 }
 
 /// Gives a symlink or a special file its owner and time.

@@ -7,11 +7,13 @@ use std::io::{self, Read as _, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::AtFlags;
 use tar::{EntryType, Header};
 
 use super::diff::{Change, ChangeKind, xattrs_of};
 use super::error::{AtPath as _, FileError};
 use super::node::{Kind, Node, WHITEOUT_PREFIX, read_link};
+use super::place::times;
 use super::root::Root;
 
 /// Why a tar could not be written.
@@ -57,6 +59,24 @@ pub fn write_tar(
     writer.out.write_all(&[0; 1024]).map_err(TarError::Write)?;
     writer.out.flush().map_err(TarError::Write)?;
     Ok(writer.stats)
+}
+
+/// Gives what changed in `upper` the times that the tar says: whole seconds, none after `epoch`.
+///
+/// A tree made by a step is then the same as one unpacked from its layer, for every step after it.
+pub fn normalize_times(changes: &[Change], upper: &Root, epoch: Option<i64>) -> Result<(), TarError> {
+    for change in changes {
+        if let (Some(node), false) = (change.node, change.path.as_os_str().is_empty()) {
+            let times = times(clamped(node.mtime, epoch));
+            rustix::fs::utimensat(upper.as_fd(), &change.path, &times, AtFlags::SYMLINK_NOFOLLOW)
+                .at("set time of", &change.path)?;
+        }
+    }
+    Ok(())
+}
+
+fn clamped(mtime: i64, epoch: Option<i64>) -> i64 {
+    epoch.map_or(mtime, |epoch| mtime.min(epoch))
 }
 
 struct Writer<'a, W> {
@@ -137,7 +157,7 @@ impl<W: Write> Writer<'_, W> {
         if node.kind == Kind::File {
             set_number(&mut header, 124..136, node.size, b"size", pax);
         }
-        let mtime = self.epoch.map_or(node.mtime, |epoch| node.mtime.min(epoch));
+        let mtime = clamped(node.mtime, self.epoch);
         match u64::try_from(mtime) {
             Ok(mtime) => set_number(&mut header, 136..148, mtime, b"mtime", pax),
             Err(_) => pax.add(b"mtime", mtime.to_string().as_bytes()),

@@ -1,11 +1,12 @@
 //! The same changes give the same bytes, and what is written is read back.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt as _, symlink};
 
+use super::super::Owners;
 use super::super::diff::{DiffInput, diff};
 use super::super::testing::{is_root, listing};
-use super::super::unpack::{Owners, UnpackOptions, unpack_layer};
+use super::super::unpack::{UnpackOptions, unpack_layer};
 use super::*;
 
 fn tar_of(dir: &Path, epoch: Option<i64>) -> Vec<u8> {
@@ -112,4 +113,16 @@ fn numbers_that_ustar_cannot_hold_are_in_pax_records() {
     set_number(&mut header, 108..116, 0o10_000_000, b"uid", &mut pax);
     set_number(&mut header, 124..136, 1 << 33, b"size", &mut pax);
     assert_eq!(pax.0, b"15 uid=2097152\n19 size=8589934592\n");
+}
+
+#[test]
+fn a_tree_made_here_gets_the_times_that_its_layer_says() {
+    let dir = sample();
+    let upper = Root::open(dir.path()).unwrap();
+    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] }).unwrap();
+    normalize_times(&changes, &upper, Some(2000)).unwrap();
+    for path in ["a", "b", "link", "d".repeat(60).as_str()] {
+        let found = fs::symlink_metadata(dir.path().join(path)).unwrap();
+        assert_eq!((MetadataExt::mtime(&found), found.mtime_nsec()), (2000, 0), "{path}");
+    }
 }

@@ -16,12 +16,10 @@ use super::entries::{ArchiveError, Entries, Entry, EntryKind, Limits};
 use super::error::{AtPath as _, FileError};
 use super::lowers::Lowers;
 use super::node::{Kind, Node, OPAQUE_NAME, OPAQUE_XATTR, Owner, WHITEOUT_PREFIX, is_whiteout_name};
-use super::place::{Attributes, apply, apply_link, copy_file};
+use super::place::{Attributes, Owners, apply, apply_link, copy_file};
 use super::root::{Root, RootError, remove};
 use super::sniff::{Hashing, sniff};
 use crate::oci::Digest;
-
-pub use super::place::Owners;
 
 /// Why a tar could not be unpacked.
 #[derive(Debug, thiserror::Error)]
