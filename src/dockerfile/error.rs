@@ -145,6 +145,9 @@ pub enum Problem {
     /// `COPY a <<EOF`.
     #[error("{0} cannot have a heredoc as its destination")]
     HeredocDestination(&'static str),
+    /// A heredoc that becomes a file, with a delimiter that is no file name.
+    #[error("the heredoc `{0}` becomes a file of that name: use a name without `/`")]
+    HeredocName(String),
     /// A type of health check other than `CMD` and `NONE`.
     #[error("HEALTHCHECK is `CMD …` or `NONE`, not `{0}`")]
     HealthcheckKind(String),

@@ -313,6 +313,13 @@ fn copied_heredocs_expand_unless_their_delimiter_is_quoted() {
 }
 
 #[test]
+fn a_heredoc_that_becomes_a_file_has_the_name_of_one() {
+    for text in ["COPY <<../x /\n../x", "COPY <<'a/b' /\na/b", "RUN <<..\n#!/bin/sh\n.."] {
+        assert!(error_of(text).contains("use a name without `/`"), "{text}");
+    }
+}
+
+#[test]
 fn a_destination_that_expands_to_nothing_is_an_error() {
     let lookup = |_: &str| None;
     let result = one("COPY a $X").expand(&Expander::new(Escape::Backslash, &lookup));

@@ -156,14 +156,21 @@ fn run_command(statement: &Statement) -> At<RunCommand> {
         None => Ok(RunCommand::Shell(text)),
         Some(heredoc) if Heredoc::parse(&text).is_some() => {
             let content = heredoc.content();
-            Ok(if content.starts_with("#!") {
-                RunCommand::Script { name: heredoc.name.clone(), content }
-            } else {
-                RunCommand::Shell(content)
-            })
+            if !content.starts_with("#!") {
+                return Ok(RunCommand::Shell(content));
+            }
+            Ok(RunCommand::Script { name: file_name(statement, &heredoc.name)?, content })
         }
         Some(_) => Ok(RunCommand::Shell(with_bodies(&text, &statement.heredocs))),
     }
+}
+
+/// The delimiter of a heredoc as the name of a file.
+fn file_name(statement: &Statement, name: &str) -> At<String> {
+    if name.contains('/') || name == "." || name == ".." {
+        return Err((arguments_at(statement), Problem::HeredocName(name.to_owned())));
+    }
+    Ok(name.to_owned())
 }
 
 /// A line with its heredocs below, as a shell reads them.
@@ -190,15 +197,18 @@ fn sources(statement: &Statement, instruction: &'static str) -> At<Sources> {
         return Err((arguments_at(statement), Problem::HeredocDestination(instruction)));
     }
     let mut inline = Vec::new();
-    paths.retain(|path| {
-        let Some(announced) = Heredoc::parse(path) else { return true };
+    let mut kept = Vec::new();
+    for path in paths {
+        let Some(announced) = Heredoc::parse(&path) else {
+            kept.push(path);
+            continue;
+        };
         if let Some(heredoc) = statement.heredocs.iter().find(|heredoc| heredoc.name == announced.name) {
-            let content = heredoc.content();
-            inline.push(InlineFile { name: announced.name, content, expand: announced.expand });
+            let name = file_name(statement, &announced.name)?;
+            inline.push(InlineFile { name, content: heredoc.content(), expand: announced.expand });
         }
-        false
-    });
-    Ok(Sources { paths, inline, destination })
+    }
+    Ok(Sources { paths: kept, inline, destination })
 }
 
 fn copy(statement: &Statement) -> At<Copy> {
