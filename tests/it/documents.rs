@@ -22,7 +22,12 @@ fn documents() -> Vec<PathBuf> {
 /// The targets of `[text](target)`, outside of code.
 fn links(text: &str) -> Vec<String> {
     let prose = text.split("```").step_by(2).collect::<String>();
-    prose.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link.to_owned()).collect()
+    prose
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(link, _)| link.to_owned())
+        .collect()
 }
 
 #[test]
@@ -49,7 +54,8 @@ fn every_record_is_in_the_table_of_the_lore() {
 #[test]
 fn every_example_of_hephy_toml_is_one() {
     let text = fs::read_to_string(root().join("docs/hephy-toml.md")).unwrap();
-    let examples: Vec<&str> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let examples: Vec<&str> =
+        text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!examples.is_empty());
     for example in examples {
         AppConfig::parse(example.as_bytes()).unwrap();
