@@ -17,6 +17,7 @@ pub mod router;
 pub mod receive;
 pub mod detect;
 pub mod plan;
+pub mod publish;
 pub mod release;
 pub mod rollout;
 pub mod store;
