@@ -87,7 +87,6 @@ pub(super) struct Entry {
     pub(super) mode: u32,
     pub(super) owner: Owner,
     pub(super) mtime: i64,
-    pub(super) size: u64,
     pub(super) xattrs: Xattrs,
 }
 
@@ -208,13 +207,10 @@ impl<R: Read> Entries<R> {
             }
         }
         self.count_bytes(BLOCK as u64)?;
-        let bytes = header.as_bytes();
-        if bytes.iter().all(|&byte| byte == 0) {
+        if header.as_bytes().iter().all(|&byte| byte == 0) {
             return Ok(None);
         }
-        let sum: u32 =
-            bytes[..148].iter().chain(&bytes[156..]).map(|&byte| u32::from(byte)).sum::<u32>() + 8 * 32;
-        if field(&header, 148..156) != Some(u64::from(sum)) {
+        if !has_right_sum(&header) {
             return Err(self.damaged("its sum is wrong"));
         }
         Ok(Some(header))
@@ -287,7 +283,7 @@ impl<R: Read> Entries<R> {
         let path = relative_path(&name).ok_or_else(|| refused("its path has `..`"))?;
         let xattrs = xattrs(extended).ok_or_else(|| refused("the name of an attribute has a zero byte"))?;
         self.begin_content(size);
-        Ok(Entry { path, kind, mode, owner, mtime, size, xattrs })
+        Ok(Entry { path, kind, mode, owner, mtime, xattrs })
     }
 
     /// The one name that an entry has, of up to three places that can say it.
@@ -320,6 +316,17 @@ impl<R: Read> Entries<R> {
         }
         Ok(name)
     }
+}
+
+fn has_right_sum(header: &::tar::Header) -> bool {
+    let bytes = header.as_bytes();
+    let sum = bytes[..148].iter().chain(&bytes[156..]).map(|&byte| u64::from(byte)).sum::<u64>() + 8 * 32;
+    field(header, 148..156) == Some(sum)
+}
+
+/// Whether a file that begins with these bytes is an archive with something in it.
+pub(super) fn is_tar_header(start: &[u8; BLOCK]) -> bool {
+    has_right_sum(::tar::Header::from_byte_slice(start)) && start[0] != 0
 }
 
 /// `name` as a relative path; `None` if it has `..`.

@@ -5,6 +5,7 @@
 //! the mapped root of a user namespace, as root, or as an ordinary user; it sees owners as the process does.
 
 mod compress;
+mod copy;
 mod diff;
 mod entries;
 mod error;
@@ -23,6 +24,10 @@ mod walk;
 mod testing;
 
 pub use compress::{Compressed, Compression, CompressionError, LayerWriter, compress_layer};
+pub use copy::{
+    Copied, CopyError, CopyOptions, Exclude, Excluded, ModeChange, ModeError, NewFile, SourceHash, copy,
+    hash_sources, hash_sources_listed, write_file,
+};
 pub use diff::{Change, ChangeKind, DiffError, DiffInput, diff};
 pub use entries::{ArchiveError, Limits};
 pub use error::FileError;

@@ -211,26 +211,10 @@ impl Root {
         Err(Errno::AGAIN.into())
     }
 
-    /// What is at `path`, not following its last component; `None` if nothing is.
-    pub(super) fn node(&self, path: &Path) -> Result<Option<Node>, RootError> {
-        if walk::clean(path).rsplit_once_component().is_none() {
-            return Ok(Some(Node::of(self.resolve(path)?).at("inspect", path)?));
-        }
-        match self.resolve_parent(path) {
-            Ok((parent, name)) => Ok(Node::at(parent.as_fd(), name).at("inspect", path)?),
-            Err(RootError::File(error)) if is_absent(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Opens `path` for reading where every directory above the last component is already known to be one.
     pub(super) fn open_known(&self, path: &Path) -> Result<OwnedFd, FileError> {
         open_read(self.as_fd(), path).at("open", path)
     }
-}
-
-fn is_absent(error: &FileError) -> bool {
-    matches!(error.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 fn open_root(dir: &Path) -> Result<OwnedFd, FileError> {

@@ -162,7 +162,7 @@ fn make_dir(path: &Path, writer: Option<Owner>) -> Result<(), FileError> {
     match std::fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(path).at("create", path)?
+            std::fs::create_dir_all(path).at("create", path)?;
         }
         result => result.at("create directory", path)?,
     }
@@ -186,7 +186,7 @@ fn lock_file(path: &Path, operation: FlockOperation) -> Result<File, FileError> 
     let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).at("open", path)?;
     // Whatever the umask, everyone who reaches the store may lock. The file may be another user's already.
-    drop(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644)));
+    let _ = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644));
     loop {
         match rustix::fs::flock(&file, operation) {
             Err(rustix::io::Errno::INTR) => {}

@@ -1,0 +1,163 @@
+//! The files of `COPY` and `ADD`: which ones, onto what, with which owner and mode, as `BuildKit` does it.
+
+mod hash;
+mod mode;
+mod pattern;
+mod place;
+mod select;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::error::FileError;
+use super::node::Owner;
+use super::place::Owners;
+use super::root::{Root, RootError};
+use super::unpack::UnpackError;
+
+pub use hash::{SourceHash, hash_sources, hash_sources_listed};
+pub use mode::{ModeChange, ModeError};
+
+/// Why files could not be copied.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// A source that is not there.
+    #[error("`{0}` is not there")]
+    Missing(String),
+    /// A source that the ignore file takes away.
+    #[error("`{0}` is excluded by the ignore file")]
+    Excluded(String),
+    /// A wildcard that is none.
+    #[error("`{0}` is not a valid pattern: a `[` needs its `]`, and `\\` a character after it")]
+    Pattern(String),
+    /// A directory onto something else.
+    #[error("cannot copy the directory `{}` onto `{}`, which is not a directory", source_path.display(), target.display())]
+    NotADirectory {
+        /// The directory.
+        source_path: PathBuf,
+        /// What is in its place.
+        target: PathBuf,
+    },
+    /// Something else onto a directory.
+    #[error("cannot copy `{}` onto `{}`, which is a directory", source_path.display(), target.display())]
+    IsADirectory {
+        /// The file.
+        source_path: PathBuf,
+        /// What is in its place.
+        target: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A path could not be resolved.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// An archive of `ADD` could not be unpacked.
+    #[error("cannot unpack the archive `{}`", path.display())]
+    Unpack {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: UnpackError,
+    },
+}
+
+/// What the ignore file says of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Excluded {
+    /// It is copied.
+    No,
+    /// It is not, nor is anything in it.
+    Yes,
+    /// It is a directory that is not copied for itself, but something in it may be.
+    YesButLookInside,
+}
+
+/// Asked for every path below the source's root (relative to it), and whether it is a directory. What is below an excluded directory
+/// is to be excluded too.
+pub type Exclude<'a> = &'a dyn Fn(&Path, bool) -> Excluded;
+
+/// How to copy.
+#[derive(Clone, Copy, Default)]
+pub struct CopyOptions<'a> {
+    /// `--chown`, resolved. Without it everything belongs to 0:0, or to whom it belonged.
+    pub owner: Option<Owner>,
+    /// From another stage or image: without `owner`, files keep theirs.
+    pub preserve_owner: bool,
+    /// `--chmod`.
+    pub mode: Option<&'a ModeChange>,
+    /// The ignore file and `--exclude`.
+    pub exclude: Option<Exclude<'a>>,
+    /// `ADD`: archives are unpacked.
+    pub extract: bool,
+    /// Whether owners are set at all.
+    pub owners: Owners,
+}
+
+impl std::fmt::Debug for CopyOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CopyOptions")
+            .field("owner", &self.owner)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Copied {
+    /// Files, directories and links.
+    pub files: u64,
+    /// Bytes of their content.
+    pub bytes: u64,
+}
+
+/// Copies `sources` of `from` to `dest` in `to`.
+///
+/// A directory's content is copied, not the directory. `dest` is a directory if it ends in `/`, exists as one, or there are several
+/// sources; symlinks in it are followed inside `to`. A source's own symlink is followed inside `from`, those in a
+/// directory are copied. A directory at `dest` keeps its mode and owner, those in it get the source's. Hard
+/// links among the sources stay links. A wildcard may match nothing; a plain source must exist.
+pub fn copy(
+    sources: &[&str],
+    from: &Root,
+    dest: &str,
+    to: &Root,
+    options: &CopyOptions<'_>,
+) -> Result<Copied, CopyError> {
+    let selected = select::select(sources, from, options.exclude)?;
+    let mut placer = place::Placer::new(to, options);
+    let is_dir = sources.len() > 1 || selected.len() > 1 || place::names_directory(dest);
+    for one in &selected {
+        placer.source(one, from, dest, is_dir)?;
+    }
+    Ok(placer.copied)
+}
+
+/// Writes one file that is in no directory: the body of a heredoc, or what a URL gave. `dest` and `name` are as for a source that is
+/// called `name`.
+pub fn write_file(
+    to: &Root,
+    dest: &str,
+    name: &str,
+    content: impl Read,
+    options: &CopyOptions<'_>,
+    attributes: NewFile,
+) -> Result<Copied, CopyError> {
+    let mut placer = place::Placer::new(to, options);
+    placer.new_file(dest, name, content, attributes)?;
+    Ok(placer.copied)
+}
+
+/// What a file that comes from no file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewFile {
+    /// Its mode, if `--chmod` does not say another.
+    pub mode: u32,
+    /// Its time, in seconds.
+    pub mtime: i64,
+}
+
+#[cfg(test)]
+mod tests;

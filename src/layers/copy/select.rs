@@ -1,0 +1,180 @@
+//! Which files a `COPY` means: the same answer for copying them and for the key of its cache.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use super::pattern::{has_wildcard, matches};
+use super::{CopyError, Exclude, Excluded};
+use crate::layers::error::AtPath as _;
+use crate::layers::node::{Kind, Node, names};
+use crate::layers::root::Root;
+
+/// One source after wildcards and its own symlink.
+#[derive(Debug)]
+pub(crate) struct Selected {
+    /// Where it is, without symlinks; empty for the whole of `from`.
+    pub(crate) path: PathBuf,
+    /// What it was called.
+    pub(crate) name: OsString,
+    pub(crate) node: Node,
+    /// If it is a directory, what is in it: paths relative to it, directories before what they hold.
+    pub(crate) entries: Vec<(PathBuf, Node)>,
+}
+
+/// Finds what `sources` mean in `from`, without what is excluded.
+pub(crate) fn select(
+    sources: &[&str],
+    from: &Root,
+    exclude: Option<Exclude<'_>>,
+) -> Result<Vec<Selected>, CopyError> {
+    let selector = Selector { from, exclude };
+    let mut selected = Vec::new();
+    for source in sources {
+        let clean = clean(source);
+        if has_wildcard(&clean) {
+            for path in selector.expand(&clean)? {
+                selected.extend(selector.select(&path)?);
+            }
+        } else {
+            let path = PathBuf::from(&clean);
+            let one = selector.select(&path).map_err(|error| missing(error, source))?;
+            selected.push(one.ok_or_else(|| CopyError::Excluded((*source).to_owned()))?);
+        }
+    }
+    Ok(selected)
+}
+
+fn missing(error: CopyError, source: &str) -> CopyError {
+    match error {
+        CopyError::Root(error) if error.is_not_found() => CopyError::Missing(source.to_owned()),
+        error => error,
+    }
+}
+
+/// `source` relative to the root, `..` never leading above it.
+fn clean(source: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in source.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+struct Selector<'a> {
+    from: &'a Root,
+    exclude: Option<Exclude<'a>>,
+}
+
+impl Selector<'_> {
+    fn excluded(&self, path: &Path, is_directory: bool) -> Excluded {
+        match self.exclude {
+            Some(exclude) if !path.as_os_str().is_empty() => exclude(path, is_directory),
+            _ => Excluded::No,
+        }
+    }
+
+    /// One source; `None` if it is excluded, or nothing that a layer has.
+    fn select(&self, path: &Path) -> Result<Option<Selected>, CopyError> {
+        let real = self.from.canonical(path)?;
+        let node = Node::of(self.from.resolve(&real)?).at("inspect", path)?;
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let excluded = |path| self.excluded(path, node.is_directory());
+        if excluded(path) == Excluded::Yes || excluded(&real) == Excluded::Yes {
+            return Ok(None);
+        }
+        let mut entries = Vec::new();
+        if node.is_directory() {
+            self.walk(&self.from.subroot(&real)?, &real, Path::new(""), &mut entries)?;
+        }
+        // A directory that is looked into only for what is in it, and has nothing.
+        if excluded(&real) == Excluded::YesButLookInside && entries.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Selected { path: real, name, node, entries }).filter(|found| found.node.kind != Kind::Socket))
+    }
+
+    /// Adds what is in the directory `below` of the source `top`, which is at `base`.
+    fn walk(
+        &self,
+        top: &Root,
+        base: &Path,
+        below: &Path,
+        entries: &mut Vec<(PathBuf, Node)>,
+    ) -> Result<(), CopyError> {
+        let dir = crate::layers::node::open_dir(top.as_fd(), below).at("open directory", base.join(below))?;
+        for name in names(&dir).at("list", base.join(below))? {
+            let path = below.join(&name);
+            let whole = base.join(&path);
+            let Some(node) = Node::at(dir.as_fd(), &name).at("inspect", &whole)? else { continue };
+            let excluded = self.excluded(&whole, node.is_directory());
+            if excluded == Excluded::Yes || node.kind == Kind::Socket {
+                continue;
+            }
+            if !node.is_directory() {
+                if excluded == Excluded::No {
+                    entries.push((path, node));
+                }
+                continue;
+            }
+            let before = entries.len();
+            entries.push((path.clone(), node));
+            self.walk(top, base, &path, entries)?;
+            if excluded == Excluded::YesButLookInside && entries.len() == before + 1 {
+                entries.pop();
+            }
+        }
+        Ok(())
+    }
+
+    /// The paths that a pattern matches, sorted. Components before the first wildcard are followed, those after are
+    /// real directories.
+    fn expand(&self, pattern: &str) -> Result<Vec<PathBuf>, CopyError> {
+        let parts: Vec<&str> = pattern.split('/').collect();
+        let literal = parts.iter().take_while(|part| !has_wildcard(part)).count();
+        let base: PathBuf = parts[..literal].iter().collect();
+        let mut found = Vec::new();
+        match self.from.subroot(&base) {
+            Ok(_) => self.expand_in(&base, &parts[literal..], pattern, &mut found)?,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(found)
+    }
+
+    fn expand_in(
+        &self,
+        dir: &Path,
+        parts: &[&str],
+        pattern: &str,
+        found: &mut Vec<PathBuf>,
+    ) -> Result<(), CopyError> {
+        let [part, rest @ ..] = parts else {
+            found.push(dir.to_owned());
+            return Ok(());
+        };
+        let root = self.from.subroot(dir)?;
+        for name in names(root.as_fd()).at("list", dir)? {
+            let text: &OsStr = &name;
+            let matched = matches(part, &text.to_string_lossy());
+            if !matched.ok_or_else(|| CopyError::Pattern(pattern.to_owned()))? {
+                continue;
+            }
+            let path = dir.join(&name);
+            let node = Node::at(root.as_fd(), &name).at("inspect", &path)?;
+            if rest.is_empty() {
+                // A dangling symlink is no source.
+                if self.from.resolve(&path).is_ok() {
+                    found.push(path);
+                }
+            } else if node.is_some_and(|node| node.is_directory()) {
+                self.expand_in(&path, rest, pattern, found)?;
+            }
+        }
+        Ok(())
+    }
+}
