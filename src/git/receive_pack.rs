@@ -57,7 +57,7 @@ impl Default for Limits {
             first_command: Duration::from_mins(15),
             stall: Duration::from_mins(1),
             index: Duration::from_mins(10),
-            memory_bytes: 4 << 30,
+            memory_bytes: 2 << 30,
             keepalive: Duration::from_secs(5),
         }
     }

@@ -166,9 +166,12 @@ fn with_capabilities<'a>(line: &'a [u8], request: &mut Request) -> Result<&'a [u
 /// `<old> <new> <name>`.
 fn parse_command(line: &[u8]) -> Result<RawCommand, ReceiveError> {
     let line = text(line)?;
-    let parts = line.split_once(' ').and_then(|(old, rest)| Some((old, rest.split_once(' ')?)));
+    let printable = Some(line).filter(|line| !line.contains(|c: char| c.is_control()));
+    let parts = printable
+        .and_then(|line| line.split_once(' '))
+        .and_then(|(old, rest)| Some((old, rest.split_once(' ')?)));
     let Some((old, (new, name))) = parts else {
-        let shown: String = line.chars().take(80).collect();
+        let shown: String = line.chars().take(80).flat_map(char::escape_default).collect();
         return Err(ReceiveError::Protocol(format!("`{shown}` is not a command")));
     };
     let id = |hex: &str| match parse_id(hex.as_bytes())? {
