@@ -112,3 +112,29 @@ async fn git_archive_and_other_services_are_refused_with_the_reason() {
     assert_eq!(bad.status.code(), Some(1));
     assert!(stderr(&bad).contains("a quote (') is opened and not closed"), "{}", stderr(&bad));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_that_send_no_pack_end_at_once() {
+    let receiver = receiver().await;
+    let source = repository(&receiver).await;
+    commit(&receiver, &source, 1000).await;
+    let remote = receiver.remote("hello");
+    let pushes: [&[&str]; 5] = [
+        &["main"],
+        &["main:refs/heads/other", "main:refs/tags/v1"],
+        &["main"],
+        &[":other"],
+        &["--delete", "v1"],
+    ];
+    for refs in pushes {
+        let begin = std::time::Instant::now();
+        let delete = refs.first() == Some(&"--delete");
+        let mut arguments = vec!["push"];
+        arguments.extend(delete.then_some("--delete"));
+        arguments.push(&remote);
+        arguments.extend(refs.iter().filter(|name| **name != "--delete"));
+        let pushed = output(receiver.git(&["known"], &source, &arguments)).await;
+        assert!(pushed.status.success(), "{refs:?} {}", stderr(&pushed));
+        assert!(begin.elapsed() < Duration::from_secs(20), "{refs:?} took {:?}", begin.elapsed());
+    }
+}

@@ -3,6 +3,7 @@
 mod authentication;
 mod git;
 mod hostile;
+mod measure;
 mod sessions;
 
 use std::net::SocketAddr;
@@ -243,7 +244,14 @@ impl Receiver {
     fn git(&self, keys: &[&str], directory: &Path, arguments: &[&str]) -> tokio::process::Command {
         let mut git = tokio::process::Command::new("git");
         let ssh = format!("ssh {}", self.ssh_options(keys).join(" "));
-        git.arg("-C").arg(directory).args(["-c", "user.name=ada", "-c", "user.email=ada@localhost"]);
+        git.arg("-C").arg(directory).args([
+            "-c",
+            "user.name=ada",
+            "-c",
+            "user.email=ada@localhost",
+            "-c",
+            "gc.auto=0",
+        ]);
         git.args(arguments)
             .env("GIT_SSH_COMMAND", ssh)
             .env("GIT_CONFIG_NOSYSTEM", "1")
