@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, Object, ObjectName, UserName};
+use super::{Fingerprint, Kind, Object, ObjectName, PublicKey, UserName};
 
 /// Somebody who may push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,12 +27,18 @@ pub struct User {
 pub struct UserKey {
     /// What the user calls it: the comment of the key file, or a name given.
     pub name: String,
-    /// `<algorithm> <base64>`, without a comment.
-    pub body: String,
-    /// `SHA256:…`, as OpenSSH prints it.
-    pub fingerprint: String,
+    /// The key, without a comment.
+    pub key: PublicKey,
     /// When it was added.
     pub added_at: Timestamp,
+}
+
+impl UserKey {
+    /// The key's fingerprint, as OpenSSH prints it.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.key.fingerprint()
+    }
 }
 
 impl Object for User {

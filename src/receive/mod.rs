@@ -12,6 +12,8 @@ mod command;
 mod connection;
 mod gate;
 mod host_key;
+pub mod key_files;
+pub mod keys;
 mod nobody;
 mod server;
 mod session;

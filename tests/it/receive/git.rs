@@ -119,14 +119,14 @@ async fn pushes_that_send_no_pack_end_at_once() {
     let source = repository(&receiver).await;
     commit(&receiver, &source, 1000).await;
     let remote = receiver.remote("hello");
-    let pushes: [&[&str]; 5] = [
+    let refspecs: [&[&str]; 5] = [
         &["main"],
         &["main:refs/heads/other", "main:refs/tags/v1"],
         &["main"],
         &[":other"],
         &["--delete", "v1"],
     ];
-    for refs in pushes {
+    for refs in refspecs {
         let begin = std::time::Instant::now();
         let delete = refs.first() == Some(&"--delete");
         let mut arguments = vec!["push"];

@@ -16,7 +16,7 @@ async fn sshd(home: &Path) -> (tokio::process::Child, u16) {
     std::fs::create_dir_all("/run/sshd").unwrap();
     let mut known_hosts = std::fs::read_to_string(home.join("known_hosts")).unwrap();
     let key = std::fs::read_to_string(home.join("sshd_key.pub")).unwrap();
-    known_hosts.push_str(&format!("[127.0.0.1]:{port} {key}"));
+    known_hosts.extend(["[127.0.0.1]:", &port.to_string(), " ", &key]);
     std::fs::write(home.join("known_hosts"), known_hosts).unwrap();
     let mut server = tokio::process::Command::new("/usr/sbin/sshd");
     server.args(["-D", "-e", "-f", &at("sshd_config")]).stderr(Stdio::null()).kill_on_drop(true);
