@@ -8,7 +8,7 @@ use crate::registry::client::ClientError;
 pub enum PublishError {
     /// The registry did not do its part.
     #[error("the registry failed")]
-    Registry(#[from] ClientError),
+    Registry(#[source] Box<ClientError>),
     /// A build reported an image that is not there.
     #[error("the image for `{platform}`, `{manifest}`, is not in the registry: build again")]
     Missing {
@@ -66,6 +66,12 @@ pub enum PublishError {
     /// The app has no repository.
     #[error(transparent)]
     Repository(#[from] NameError),
+}
+
+impl From<ClientError> for PublishError {
+    fn from(error: ClientError) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }
 
 impl PublishError {

@@ -4,6 +4,7 @@
 mod architecture;
 mod documents;
 mod git;
+mod publish;
 mod registry;
 mod store_conformance;
 mod router;

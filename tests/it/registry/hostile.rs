@@ -1,7 +1,7 @@
 //! What our server makes of bad requests.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hephy::oci::{Digest, MAX_MANIFEST_BYTES, MediaType};
 use hephy::registry::client::BlobSource;
@@ -246,17 +246,22 @@ async fn a_blob_above_the_limit_is_refused_and_leaves_nothing() {
 async fn abandoned_uploads_expire_and_their_number_is_limited() {
     let directory = tempfile::tempdir().unwrap();
     let registry = Registry::start_in(directory, |mut config| {
-        (config.max_uploads, config.upload_idle) = (3, Duration::ZERO);
+        config.max_uploads = 3;
         config
     })
     .await;
-    // The server looks for abandoned uploads when it starts; nothing is open then.
     let raw = Raw::new(&registry);
     for _ in 0..3 {
         raw.start().await;
     }
     let refused = raw.send(Method::POST, "/v2/hello/blobs/uploads/", "").await;
     assert_eq!(code(refused).await, (429, "TOOMANYREQUESTS".to_owned()));
+    assert_eq!(registry.server.expire_uploads().await.unwrap(), 0);
+    for file in registry.files("repositories") {
+        let path = registry.directory.path().join("repositories").join(file);
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_hours(25)).unwrap();
+    }
     assert_eq!(registry.server.expire_uploads().await.unwrap(), 3);
     assert!(registry.files("repositories").is_empty());
     raw.start().await;

@@ -1,6 +1,9 @@
 //! The registry's client and server: with each other, with other people's, and with bad ones.
 
+mod crash;
+mod faulty;
 mod hostile;
+mod peers;
 mod together;
 
 use std::collections::BTreeSet;
