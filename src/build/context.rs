@@ -1,0 +1,130 @@
+//! The files that COPY and ADD may take: the context directory without what the ignore file names.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::build::copying::Exclusion;
+use crate::build::error::EngineError;
+use crate::build::protocol::IgnoreText;
+use crate::dockerfile::ignore_file_names;
+use crate::layers::{self, Excluded};
+
+/// The largest Dockerfile and ignore file that are read.
+const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// A context, opened.
+pub(crate) struct Context {
+    directory: PathBuf,
+    pub(crate) ignore: Option<IgnoreText>,
+    root: layers::Root,
+}
+
+impl Context {
+    /// Opens a context and the ignore file that counts for a Dockerfile.
+    pub(crate) fn open(directory: &Path, dockerfile: &Path) -> Result<Self, EngineError> {
+        let read_error = |source| EngineError::Read { path: directory.to_owned(), source };
+        let directory = directory.canonicalize().map_err(read_error)?;
+        let root = layers::Root::open(&directory).map_err(|error| EngineError::Read {
+            path: directory.clone(),
+            source: io::Error::other(error),
+        })?;
+        let mut ignore = None;
+        for name in ignore_file_names(&dockerfile.to_string_lossy()) {
+            // The first is beside the Dockerfile, which may be outside the context; the second is the context's.
+            if let Some(text) = read_text(&directory.join(&name))? {
+                ignore = Some(IgnoreText { name, text });
+                break;
+            }
+        }
+        Ok(Self { directory, ignore, root })
+    }
+
+    /// The directory as the safe path functions take it.
+    pub(crate) const fn root(&self) -> &layers::Root {
+        &self.root
+    }
+
+    /// A descriptor of the directory, for the worker.
+    pub(crate) fn descriptor(&self) -> Result<OwnedFd, EngineError> {
+        self.root.as_fd().try_clone_to_owned().map_err(EngineError::io("open the context"))
+    }
+
+    /// Whether a process of another user can read every file: then the worker can, whoever it is.
+    pub(crate) fn is_readable_by_all(&self) -> bool {
+        let readable = |entry: &walkdir::DirEntry| {
+            let Ok(metadata) = entry.metadata() else { return false };
+            let needed = if metadata.is_dir() { 0o005 } else { 0o004 };
+            metadata.is_symlink() || metadata.permissions().mode() & needed == needed
+        };
+        walkdir::WalkDir::new(&self.directory)
+            .into_iter()
+            .all(|entry| entry.is_ok_and(|entry| readable(&entry)))
+    }
+
+    /// Writes what is not ignored as a tar, owned by root.
+    pub(crate) fn write_tar(&self, out: impl Write) -> Result<(), EngineError> {
+        let exclusion =
+            Exclusion::of(self.ignore.as_ref()).map_err(|error| EngineError::Wrong(error.to_string()))?;
+        let mut tar = tar::Builder::new(out);
+        let mut walk = walkdir::WalkDir::new(&self.directory).min_depth(1).sort_by_file_name().into_iter();
+        while let Some(entry) = walk.next() {
+            let entry = entry.map_err(|error| EngineError::Read {
+                path: error.path().unwrap_or(&self.directory).to_owned(),
+                source: error.into(),
+            })?;
+            let path = entry.path().strip_prefix(&self.directory).unwrap_or(entry.path());
+            match exclusion.excludes(path, entry.file_type().is_dir()) {
+                Excluded::No => append(&mut tar, path, entry.path())
+                    .map_err(|source| EngineError::Read { path: entry.path().to_owned(), source })?,
+                Excluded::YesButLookInside => {}
+                Excluded::Yes if entry.file_type().is_dir() => walk.skip_current_dir(),
+                Excluded::Yes => {}
+            }
+        }
+        tar.finish().map_err(EngineError::io("hand the context to the sandbox"))
+    }
+}
+
+fn append(tar: &mut tar::Builder<impl Write>, name: &Path, path: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(metadata.mode() & 0o7777);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+    header.set_size(0);
+    if metadata.is_dir() {
+        header.set_entry_type(tar::EntryType::Directory);
+        tar.append_data(&mut header, name, io::empty())
+    } else if metadata.is_symlink() {
+        header.set_entry_type(tar::EntryType::Symlink);
+        tar.append_link(&mut header, name, fs::read_link(path)?)
+    } else if metadata.is_file() {
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(metadata.len());
+        tar.append_data(&mut header, name, io::Read::take(File::open(path)?, metadata.len()))
+    } else {
+        // Sockets, devices and pipes are nobody's source.
+        Ok(())
+    }
+}
+
+/// A small text file; none if there is none.
+pub(crate) fn read_text(path: &Path) -> Result<Option<Vec<u8>>, EngineError> {
+    let error = |source| EngineError::Read { path: path.to_owned(), source };
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(missing) if matches!(missing.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(source) => return Err(error(source)),
+    };
+    if !metadata.is_file() || metadata.len() > MAX_TEXT_BYTES {
+        let problem = if metadata.is_file() { "larger than 4 MiB" } else { "not a file" };
+        return Err(error(io::Error::other(problem)));
+    }
+    fs::read(path).map(Some).map_err(error)
+}

@@ -1,0 +1,137 @@
+//! COPY and ADD inside the worker: where files come from, and how they arrive.
+
+use std::io::Cursor;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use crate::build::protocol::{CopyFrom, CopyRequest, IgnoreText};
+use crate::build::worker::{Body, WorkerError, accounts};
+use crate::dockerfile::IgnoreFile;
+use crate::layers::{self, CopyOptions, Excluded, ModeChange, NewFile, Owner, Owners, SourceHash, Staged};
+use crate::sandbox::Sandbox as _;
+
+/// An opened place that files are copied from.
+pub(super) struct Source {
+    root: layers::Root,
+    /// The merged view of several layers, and its scratch directory.
+    mounted: Option<(crate::sandbox::Root, Staged)>,
+}
+
+impl Source {
+    pub(super) fn open(
+        body: &mut Body,
+        from: &CopyFrom,
+        context: Option<OwnedFd>,
+    ) -> Result<Self, WorkerError> {
+        match from {
+            CopyFrom::ContextDirectory { .. } => {
+                let root = layers::Root::from_fd(context.ok_or(WorkerError::Protocol)?);
+                Ok(Self { root, mounted: None })
+            }
+            CopyFrom::ContextCopy => Ok(Self { root: layers::Root::open(body.context()?)?, mounted: None }),
+            CopyFrom::Layers(layers) => {
+                let staged = body.stage()?;
+                let mounted = body.open_root(&staged, layers)?;
+                match layers::Root::open(mounted.path()) {
+                    Ok(root) => Ok(Self { root, mounted: Some((mounted, staged)) }),
+                    Err(error) => {
+                        body.sandbox().close(mounted)?;
+                        Err(error.into())
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) const fn root(&self) -> &layers::Root {
+        &self.root
+    }
+
+    pub(super) fn close(self, body: &mut Body) -> Result<(), WorkerError> {
+        drop(self.root);
+        if let Some((mounted, staged)) = self.mounted {
+            body.sandbox().close(mounted)?;
+            drop(staged);
+        }
+        Ok(())
+    }
+}
+
+/// What is left out of a copy.
+pub(super) struct Exclusion(IgnoreFile);
+
+impl Exclusion {
+    pub(super) fn of(ignore: Option<&IgnoreText>) -> Result<Self, WorkerError> {
+        match ignore {
+            Some(ignore) => Ok(Self(IgnoreFile::parse(&ignore.text, &ignore.name)?)),
+            None => Ok(Self(IgnoreFile::default())),
+        }
+    }
+
+    pub(super) fn excludes(&self, path: &Path, is_directory: bool) -> Excluded {
+        if !self.0.is_ignored(path) {
+            Excluded::No
+        } else if is_directory && self.0.may_reinclude_below(path) {
+            Excluded::YesButLookInside
+        } else {
+            Excluded::Yes
+        }
+    }
+}
+
+/// Calls `then` with the options of a copy.
+fn with_options<T>(
+    copy: &CopyRequest,
+    owner: Option<Owner>,
+    then: impl FnOnce(&CopyOptions<'_>) -> Result<T, WorkerError>,
+) -> Result<T, WorkerError> {
+    let ignore = match &copy.from {
+        CopyFrom::ContextDirectory { ignore } => ignore.as_ref(),
+        CopyFrom::ContextCopy | CopyFrom::Layers(_) => None,
+    };
+    let exclusion = Exclusion::of(ignore)?;
+    let exclude = |path: &Path, is_directory| exclusion.excludes(path, is_directory);
+    let mode = match copy.chmod.as_deref() {
+        Some(text) => Some(text.parse::<ModeChange>()?),
+        None => None,
+    };
+    then(&CopyOptions {
+        owner,
+        preserve_owner: matches!(copy.from, CopyFrom::Layers(_)) && owner.is_none(),
+        mode: mode.as_ref(),
+        exclude: Some(&exclude),
+        extract: copy.extract,
+        owners: Owners::Keep,
+    })
+}
+
+/// Copies into the image.
+pub(super) fn copy(copy: &CopyRequest, from: &layers::Root, to: &layers::Root) -> Result<(), WorkerError> {
+    let owner = match &copy.chown {
+        Some(text) => {
+            let (uid, gid) = accounts(to)?.owner(text)?;
+            Some(Owner { uid, gid })
+        }
+        None => None,
+    };
+    with_options(copy, owner, |options| {
+        let sources: Vec<&str> = copy.sources.iter().map(String::as_str).collect();
+        if !sources.is_empty() {
+            layers::copy(&sources, from, &copy.destination, to, options)?;
+        }
+        for file in &copy.inline {
+            let content = Cursor::new(&file.content);
+            let attributes = NewFile { mode: 0o644, mtime: copy.now };
+            layers::write_file(to, &copy.destination, &file.name, content, options, attributes)?;
+        }
+        Ok(())
+    })
+}
+
+/// Hashes what a copy would see.
+pub(super) fn hash(copy: &CopyRequest, from: &layers::Root) -> Result<SourceHash, WorkerError> {
+    with_options(copy, None, |options| {
+        let sources: Vec<&str> = copy.sources.iter().map(String::as_str).collect();
+        Ok(layers::hash_sources_listed(&sources, from, options)?)
+    })
+}

@@ -1,0 +1,495 @@
+//! The engine: from a Dockerfile and a context to an image, one step after the other.
+//!
+//! The keys of all steps are looked up as the plan is walked; nothing of a base is fetched and no sandbox is started
+//! before the first step that the cache does not know.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::try_join_all;
+use jiff::Timestamp;
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::base::{Bases, Mirror, ResolvedBase};
+use crate::build::capture::Capture;
+use crate::build::context::{Context, read_text};
+use crate::build::driver::{
+    BuildFailure, BuildLimits, BuiltLayer, CacheUse, LayerOrigin, Location, NetworkMode,
+};
+use crate::build::error::EngineError;
+use crate::build::event::{BuildEvent, StepState};
+use crate::build::image::{Assembled, FinishedLayer, LayerBlob};
+use crate::build::plan::{Base, ImageName, Plan, is_step};
+use crate::build::process::{WorkerOptions, blocking, open_store};
+use crate::build::protocol::Request;
+use crate::build::result::{BuildResult, Outcome};
+use crate::build::state::StageState;
+use crate::build::trees::Trees;
+use crate::dockerfile::{
+    self, Dockerfile, GlobalScope, Instruction, Located, PlatformArgs, Stage, parse_trigger,
+};
+use crate::layers::Compression;
+use crate::model::{PlatformImage, Step};
+use crate::oci::{ImageConfig, Platform, Reference};
+use crate::registry::client::Client;
+use crate::sandbox::IdMap;
+
+/// What is built, and how.
+#[derive(Clone)]
+pub struct BuildOptions {
+    /// A directory with the files of the source.
+    pub context: PathBuf,
+    /// The Dockerfile, relative to the context or absolute.
+    pub dockerfile: PathBuf,
+    /// The platform of the image.
+    pub platform: Platform,
+    /// The stage to build; the last one if absent.
+    pub target: Option<String>,
+    /// Build arguments.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels over those of the Dockerfile.
+    pub labels: Vec<(String, String)>,
+    /// Where the image is pushed; without a tag by digest only.
+    pub destinations: Vec<Reference>,
+    /// Places where a base is looked for before its own registry.
+    pub mirrors: Vec<Mirror>,
+    /// The layer store.
+    pub layers: PathBuf,
+    /// The ids of the sandbox.
+    pub ids: IdMap,
+    /// Seconds since 1970: no time in the image is later.
+    pub epoch: Option<i64>,
+    /// Whether layers made for another epoch are left aside.
+    pub reproducible: bool,
+    /// Whether steps may come from the cache.
+    pub cache: CacheUse,
+    /// What network RUN has.
+    pub network: NetworkMode,
+    /// When the build is ended.
+    pub limits: BuildLimits,
+    /// How layers are compressed.
+    pub compression: Compression,
+    /// An OCI image layout directory to add the image to.
+    pub oci_layout: Option<PathBuf>,
+    /// A tar to write the image to.
+    pub tar: Option<PathBuf>,
+    /// Speaks to registries.
+    pub client: Client,
+}
+
+/// Where events go.
+pub type EventSink = Arc<dyn Fn(BuildEvent) + Send + Sync>;
+
+/// Builds, and tells how it went, whatever happens.
+///
+/// # Cancel safety
+/// Cancelling `cancel` kills everything that the build runs, within two seconds. Dropping the future does not.
+pub async fn build(
+    options: BuildOptions,
+    events: EventSink,
+    cancel: CancellationToken,
+) -> (BuildResult, Afterwards) {
+    let started_at = Timestamp::now();
+    let clock = Instant::now();
+    let limit = options.limits.time;
+    let mut engine = match Engine::open(options, Arc::clone(&events), started_at) {
+        Ok(engine) => engine,
+        Err(error) => {
+            let result = finished(&events, started_at, clock, 0, Err(error.into_failure(None)));
+            return (result, Afterwards { trees: None });
+        }
+    };
+    let trees = Arc::clone(&engine.trees);
+    let outcome = tokio::select! {
+        outcome = engine.run() => outcome,
+        () = cancel.cancelled() => Err(EngineError::Cancelled),
+        () = tokio::time::sleep(limit) => Err(EngineError::TimedOut { limit }),
+    };
+    if matches!(outcome, Err(EngineError::Cancelled | EngineError::TimedOut { .. })) {
+        if let Some(worker) = trees.worker.get() {
+            worker.end().await;
+        }
+    } else if outcome.is_err() {
+        engine.capture.settle().await;
+    }
+    let at = engine.at.take();
+    let outcome = outcome.map_err(|error| error.into_failure(at));
+    let hits = engine.steps.iter().filter(|step| step.cached).count();
+    let is_built = outcome.is_ok();
+    let result = finished(&events, started_at, clock, hits, outcome);
+    (result, Afterwards { trees: is_built.then_some(trees) })
+}
+
+/// What is left to do when the result of a build is known.
+pub struct Afterwards {
+    trees: Option<Arc<Trees>>,
+}
+
+impl Afterwards {
+    /// Waits until the trees that were made are on the disk: those that are not are made again after a crash.
+    pub async fn settle(self) {
+        if let Some(worker) = self.trees.as_ref().and_then(|trees| trees.worker.get()) {
+            // The build has succeeded; what could not be settled is not trusted later, and that is all.
+            drop(worker.call(Request::Settle, Vec::new()).await);
+        }
+    }
+}
+
+fn finished(
+    events: &EventSink,
+    started_at: Timestamp,
+    clock: Instant,
+    cache_hits: usize,
+    outcome: Result<Outcome, BuildFailure>,
+) -> BuildResult {
+    let event = match &outcome {
+        Ok(Outcome::Built { image, .. }) => BuildEvent::Finished { image: Box::new(image.clone()) },
+        Ok(Outcome::Failed(failure)) | Err(failure) => {
+            BuildEvent::Failed { failure: Box::new(failure.clone()) }
+        }
+    };
+    events(event);
+    BuildResult {
+        started_at,
+        milliseconds: millis(clock),
+        cache_hits: u32::try_from(cache_hits).unwrap_or(u32::MAX),
+        outcome: outcome.unwrap_or_else(Outcome::Failed),
+    }
+}
+
+pub(super) fn millis(clock: Instant) -> u64 {
+    u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A build at work.
+pub(super) struct Engine {
+    pub(super) options: BuildOptions,
+    pub(super) events: EventSink,
+    pub(super) trees: Arc<Trees>,
+    pub(super) capture: Capture,
+    pub(super) context: Arc<Context>,
+    /// Whether the worker has a copy of the context, or reads it in place.
+    pub(super) context_copied: Option<bool>,
+    pub(super) global: Option<Arc<GlobalScope>>,
+    pub(super) states: BTreeMap<usize, StageState>,
+    pub(super) images: HashMap<ImageName, ResolvedBase>,
+    now: Timestamp,
+    at: Option<Location>,
+    pub(super) steps: Vec<Step>,
+    total: u32,
+    stages: usize,
+    pub(super) clock: Instant,
+}
+
+impl Engine {
+    fn open(options: BuildOptions, events: EventSink, started_at: Timestamp) -> Result<Self, EngineError> {
+        let context = Context::open(&options.context, &options.dockerfile)?;
+        let now = match options.epoch {
+            Some(epoch) => Timestamp::from_second(epoch)
+                .map_err(|_| EngineError::Wrong(format!("`SOURCE_DATE_EPOCH={epoch}` is not a time")))?,
+            None => started_at,
+        };
+        let (store, map) = open_store(&options.layers, &options.ids)?;
+        let lease = store.lease()?;
+        let (client, mirrors) = (options.client.clone(), options.mirrors.clone());
+        let bases = Bases { client: client.clone(), mirrors, store: store.clone() };
+        let worker_options = WorkerOptions {
+            layers: options.layers.clone(),
+            ids: options.ids.clone(),
+            map,
+            network: options.network,
+            limits: options.limits,
+        };
+        let trees = Trees { bases, lease, options: worker_options, worker: OnceCell::new() };
+        let spool = options.layers.join("tmp");
+        let capture = Capture::new(store, options.compression, options.destinations.clone(), client, spool);
+        Ok(Self {
+            events,
+            trees: Arc::new(trees),
+            capture,
+            context: Arc::new(context),
+            context_copied: None,
+            global: None,
+            states: BTreeMap::new(),
+            images: HashMap::new(),
+            now,
+            at: None,
+            steps: Vec::new(),
+            total: 0,
+            stages: 0,
+            clock: Instant::now(),
+            options,
+        })
+    }
+
+    async fn run(&mut self) -> Result<Outcome, EngineError> {
+        let dockerfile = self.parse()?;
+        let platforms = PlatformArgs {
+            target: self.options.platform.clone(),
+            build: Platform::native(),
+            target_stage: self.options.target.clone().unwrap_or_else(|| "default".to_owned()),
+        };
+        let global = Arc::new(GlobalScope::new(&dockerfile, &self.options.build_args, &platforms)?);
+        self.global = Some(Arc::clone(&global));
+        let mut plan = Plan::new(&dockerfile, self.options.target.as_deref(), &global)?;
+        let triggers = self.resolve(&mut plan, &global).await?;
+        self.total = count_steps(&plan, &triggers);
+        self.stages = plan.stages.len();
+        let (platform, isolation) = (self.options.platform.clone(), "userns".to_owned());
+        (self.events)(BuildEvent::Started { platform, steps: self.total, isolation });
+        for (index, base) in &plan.stages {
+            let Some(stage) = dockerfile.stages.get(*index) else { continue };
+            let state =
+                self.stage(&plan, stage, base, triggers.get(index).map_or(&[], Vec::as_slice)).await?;
+            self.states.insert(*index, state);
+        }
+        self.at = None;
+        let state = self.states.remove(&plan.target).ok_or(EngineError::Protocol)?;
+        self.finish(state).await
+    }
+
+    fn parse(&self) -> Result<Dockerfile, EngineError> {
+        let path = self.options.context.join(&self.options.dockerfile);
+        let name = self.options.dockerfile.display().to_string();
+        let text = read_text(&path)?
+            .ok_or_else(|| EngineError::Wrong(format!("there is no `{name}` in the context")))?;
+        Ok(dockerfile::parse(&text, &name)?)
+    }
+
+    pub(super) fn location(&self, line: usize) -> Location {
+        Location { file: self.options.dockerfile.display().to_string(), line }
+    }
+
+    /// Looks up all images that the plan needs, and the triggers that they bring.
+    async fn resolve(
+        &mut self,
+        plan: &mut Plan<'_>,
+        global: &GlobalScope,
+    ) -> Result<BTreeMap<usize, Vec<Located>>, EngineError> {
+        let mut triggers = BTreeMap::new();
+        loop {
+            let wanted: Vec<(ImageName, usize)> = plan
+                .images(&triggers)
+                .into_iter()
+                .filter(|(name, _)| !self.images.contains_key(name))
+                .collect();
+            let stages = plan.stages.len();
+            let found = try_join_all(wanted.iter().map(|(name, line)| self.resolve_image(name, *line))).await;
+            let found = found.map_err(|(line, error)| {
+                self.at = Some(self.location(line));
+                error
+            })?;
+            self.images.extend(wanted.into_iter().map(|(name, _)| name).zip(found));
+            for (index, base) in plan.stages.clone() {
+                let texts = match &base {
+                    Base::Scratch => Vec::new(),
+                    Base::Image(name) => self
+                        .images
+                        .get(name)
+                        .map(|image| image.config.config.on_build.clone())
+                        .unwrap_or_default(),
+                    Base::Stage(other) => {
+                        plan.dockerfile.stages.get(*other).map(onbuild_texts).unwrap_or_default()
+                    }
+                };
+                if texts.is_empty() || triggers.contains_key(&index) {
+                    continue;
+                }
+                let parsed: Vec<Located> =
+                    texts.iter().map(|text| parse_trigger(text, "ONBUILD")).collect::<Result<_, _>>()?;
+                plan.add_triggers(index, &parsed, global)?;
+                triggers.insert(index, parsed);
+            }
+            let all = plan.images(&triggers).keys().all(|name| self.images.contains_key(name));
+            if all && stages == plan.stages.len() {
+                return Ok(triggers);
+            }
+        }
+    }
+
+    async fn resolve_image(
+        &self,
+        name: &ImageName,
+        line: usize,
+    ) -> Result<ResolvedBase, (usize, EngineError)> {
+        let platform = match name.platform.as_deref().map(str::parse::<Platform>) {
+            None => self.options.platform.clone(),
+            Some(Ok(platform)) => platform,
+            Some(Err(error)) => return Err((line, EngineError::Wrong(error.to_string()))),
+        };
+        self.trees.bases.resolve(&name.reference, &platform).await.map_err(|error| (line, error))
+    }
+
+    async fn stage(
+        &mut self,
+        plan: &Plan<'_>,
+        stage: &Stage,
+        base: &Base,
+        triggers: &[Located],
+    ) -> Result<StageState, EngineError> {
+        let label = (self.stages > 1).then(|| stage.label());
+        let from = self.begin(label.as_deref(), &stage.text, stage.span.start.line);
+        let mut state = match base {
+            Base::Scratch => StageState::new(ImageConfig::new(&self.options.platform), Vec::new(), self.now),
+            Base::Stage(other) => self.states.get(other).ok_or(EngineError::Protocol)?.child(),
+            Base::Image(name) => {
+                let image = self.images.get(name).ok_or(EngineError::Protocol)?.clone();
+                StageState::new(image.config, image.layers, self.now)
+            }
+        };
+        self.end(&from, true, None);
+        drop(state.take_triggers());
+        let own = stage.instructions.iter().map(|located| (located, located.span.start.line));
+        let triggered = triggers.iter().map(|located| (located, stage.span.start.line));
+        for (located, line) in triggered.chain(own) {
+            self.at = Some(self.location(line));
+            self.instruction(plan, stage.index, label.as_deref(), &mut state, (located, line)).await?;
+        }
+        Ok(state)
+    }
+
+    /// Announces a step.
+    pub(super) fn begin(&mut self, stage: Option<&str>, text: &str, line: usize) -> BegunStep {
+        let at = self.location(line);
+        self.at = Some(at.clone());
+        let number = u32::try_from(self.steps.len() + 1).unwrap_or(u32::MAX);
+        let step = BegunStep {
+            number,
+            stage: stage.map(ToOwned::to_owned),
+            text: text.to_owned(),
+            at,
+            clock: Instant::now(),
+        };
+        self.tell(&step, StepState::Started);
+        step
+    }
+
+    /// Records how a step ended.
+    pub(super) fn end(&mut self, step: &BegunStep, cached: bool, changed: Option<String>) {
+        let milliseconds = millis(step.clock);
+        let state =
+            if cached { StepState::Cached } else { StepState::Done { millis: milliseconds, changed } };
+        self.tell(step, state);
+        let line = u32::try_from(step.at.line).unwrap_or(u32::MAX);
+        self.steps.push(Step { text: step.text.clone(), line, cached, milliseconds });
+    }
+
+    pub(super) fn tell(&self, step: &BegunStep, state: StepState) {
+        (self.events)(BuildEvent::Step {
+            number: step.number,
+            of: self.total,
+            stage: step.stage.clone(),
+            text: step.text.clone(),
+            at: step.at.clone(),
+            state,
+        });
+    }
+
+    /// Completes the blobs, writes configuration and manifest, and brings them where they belong.
+    async fn finish(&mut self, mut state: StageState) -> Result<Outcome, EngineError> {
+        state.label(self.options.labels.iter().cloned());
+        state.config.created = Some(self.now);
+        let mut layers = Vec::new();
+        for layer in &state.layers {
+            layers.push(match &layer.blob {
+                LayerBlob::Base { descriptor, source } => {
+                    FinishedLayer::of_base(layer.diff_id, descriptor, source)
+                }
+                LayerBlob::Stored(compressed) => FinishedLayer::stored(compressed, false),
+                LayerBlob::Making => FinishedLayer::stored(&self.capture.finish(&layer.diff_id).await?, true),
+            });
+        }
+        let image = Assembled::new(state.config, layers);
+        let bases = &self.trees.bases;
+        image.push(bases, &self.options.destinations).await?;
+        if let Some(directory) = &self.options.oci_layout {
+            image.write_layout(directory, bases, &self.options.destinations).await?;
+        }
+        if let Some(path) = &self.options.tar {
+            image.write_tar(path, bases, &self.options.destinations).await?;
+        }
+        let built = image.layers.iter().map(|layer| BuiltLayer {
+            descriptor: layer.descriptor.clone(),
+            diff_id: layer.diff_id,
+            origin: match (&layer.base, layer.new) {
+                (Some(_), _) => LayerOrigin::Base,
+                (None, false) => LayerOrigin::Cached,
+                (None, true) => LayerOrigin::Built,
+            },
+        });
+        Ok(Outcome::Built {
+            image: PlatformImage {
+                platform: self.options.platform.clone(),
+                manifest: image.manifest.digest(),
+                size_bytes: image.layers.iter().map(|layer| layer.descriptor.size).sum(),
+                layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
+                new_layers: u32::try_from(image.layers.iter().filter(|layer| layer.new).count())
+                    .unwrap_or(u32::MAX),
+                steps: self.steps.clone(),
+            },
+            config: image.config_digest(),
+            layers: built.collect(),
+            destinations: self.options.destinations.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    /// Makes sure that the worker can read the context, and says whether it has a copy.
+    pub(super) async fn context_for_worker(&mut self) -> Result<bool, EngineError> {
+        if let Some(copied) = self.context_copied {
+            return Ok(copied);
+        }
+        // Our own id is the sandbox's root if we are not root; if we are, the sandbox is somebody else.
+        let context = Arc::clone(&self.context);
+        let in_place = !rustix::process::geteuid().is_root() || {
+            blocking(move || Ok(context.is_readable_by_all())).await?
+        };
+        if !in_place {
+            let (reader, writer) = std::io::pipe().map_err(EngineError::io("make a pipe"))?;
+            let context = Arc::clone(&self.context);
+            let writing =
+                blocking(move || context.write_tar(std::io::BufWriter::with_capacity(1 << 16, writer)));
+            let worker = self.trees.worker().await?;
+            let (written, unpacked) =
+                tokio::join!(writing, worker.call(Request::Context, vec![reader.into()]));
+            unpacked?;
+            written?;
+        }
+        self.context_copied = Some(!in_place);
+        Ok(!in_place)
+    }
+}
+
+/// A step that has begun.
+pub(super) struct BegunStep {
+    pub(super) number: u32,
+    stage: Option<String>,
+    text: String,
+    at: Location,
+    pub(super) clock: Instant,
+}
+
+fn count_steps(plan: &Plan<'_>, triggers: &BTreeMap<usize, Vec<Located>>) -> u32 {
+    let count = plan.stages.keys().map(|index| {
+        let own = plan.dockerfile.stages.get(*index).map_or(&[][..], |stage| &stage.instructions);
+        let triggered = triggers.get(index).map_or(&[][..], Vec::as_slice);
+        1 + own.iter().chain(triggered).filter(|located| is_step(&located.instruction)).count()
+    });
+    u32::try_from(count.sum::<usize>()).unwrap_or(u32::MAX)
+}
+
+fn onbuild_texts(stage: &Stage) -> Vec<String> {
+    let text = |located: &Located| match &located.instruction {
+        Instruction::Onbuild(onbuild) => Some(onbuild.text.clone()),
+        _ => None,
+    };
+    stage.instructions.iter().filter_map(text).collect()
+}
+
+/// Where a data directory keeps its layers.
+#[must_use]
+pub fn layers_directory(data: &Path) -> PathBuf {
+    data.join("layers")
+}

@@ -1,0 +1,183 @@
+//! Why a build ends without an image, as the engine itself knows it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::build::driver::{BuildFailure, Location, StepFailure, chain};
+use crate::build::event::elapsed;
+use crate::build::protocol::WorkerFailure;
+use crate::build::state::StateError;
+use crate::dockerfile::{ExpandError, IgnoreError, ParseError};
+use crate::layers::StoreError;
+use crate::oci::{Digest, Platform};
+use crate::registry::client::ClientError;
+use crate::sandbox::SandboxError;
+
+/// Why a build ends without an image.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// The Dockerfile does not read.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// A variable does not expand.
+    #[error(transparent)]
+    Expand(#[from] ExpandError),
+    /// An instruction's value is wrong.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The ignore file does not read.
+    #[error(transparent)]
+    Ignore(#[from] IgnoreError),
+    /// Something of the grammar that this engine does not do.
+    #[error("{0} is not supported yet")]
+    Unsupported(String),
+    /// Something asked for that is not there.
+    #[error("{0}")]
+    Wrong(String),
+    /// A file of the context or the Dockerfile itself cannot be read.
+    #[error("failed to read `{}`", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// No place has the base image.
+    #[error("base image `{reference}` was not found{}", tried(.places))]
+    BaseNotFound { reference: String, platform: Platform, places: Vec<(String, String)>, offline: bool },
+    /// The base image is for something else.
+    #[error("base image `{reference}` is for {found}, not for {wanted}")]
+    BasePlatform { reference: String, found: String, wanted: Platform },
+    /// The base image contradicts itself.
+    #[error("base image `{reference}` is not a valid image: {problem}")]
+    BaseInvalid { reference: String, problem: String },
+    /// A registry.
+    #[error(transparent)]
+    Registry(Box<ClientError>),
+    /// The layer store.
+    #[error("failed to use the layer store")]
+    Store(#[from] StoreError),
+    /// The sandbox.
+    #[error("failed to run the sandbox")]
+    Sandbox(#[from] SandboxError),
+    /// Files of our own.
+    #[error("failed to {what}")]
+    Io { what: String, source: io::Error },
+    /// What the worker could not do.
+    #[error("{}", .0.chain.first().map_or("the sandbox failed", String::as_str))]
+    Worker(WorkerFailure),
+    /// The worker answered something else than it was asked.
+    #[error("the sandbox gave no proper answer")]
+    Protocol,
+    /// A RUN's command failed.
+    #[error("`{command}` {end}")]
+    Run { command: String, end: String, status: Option<i32>, last_lines: Vec<String> },
+    /// A layer's blob is gone.
+    #[error("the layer {0} is gone from the store while the build used it")]
+    LayerGone(Digest),
+    /// Someone ended the build.
+    #[error("the build was cancelled")]
+    Cancelled,
+    /// The build took too long.
+    #[error("the build was ended after its limit")]
+    TimedOut { limit: Duration },
+}
+
+fn tried(places: &[(String, String)]) -> String {
+    places.iter().map(|(place, why)| format!("; {place}: {why}")).collect()
+}
+
+impl From<ClientError> for EngineError {
+    fn from(error: ClientError) -> Self {
+        Self::Registry(Box::new(error))
+    }
+}
+
+impl EngineError {
+    /// Shorthand for `map_err` on files of our own.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    fn is_app(&self) -> bool {
+        match self {
+            Self::Parse(_)
+            | Self::Expand(_)
+            | Self::State(_)
+            | Self::Ignore(_)
+            | Self::Unsupported(_)
+            | Self::Wrong(_)
+            | Self::Read { .. }
+            | Self::BaseNotFound { .. }
+            | Self::BasePlatform { .. }
+            | Self::BaseInvalid { .. }
+            | Self::Run { .. } => true,
+            Self::Worker(failure) => failure.app,
+            Self::Registry(_)
+            | Self::Store(_)
+            | Self::Sandbox(_)
+            | Self::Io { .. }
+            | Self::Protocol
+            | Self::LayerGone(_)
+            | Self::Cancelled
+            | Self::TimedOut { .. } => false,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::BaseNotFound { reference, platform, offline, .. } => Some(format!(
+                "Two ways to have it: `hephy base {reference} --arch {}` assembles it from Debian's archive (if it is a Debian),\nor {}",
+                platform.architecture(),
+                if *offline {
+                    "give this machine a way to a registry that has it (`--mirror HOST[:PORT]/PREFIX`)"
+                } else {
+                    "copy it to a mirror (`skopeo copy`) or correct the name"
+                },
+            )),
+            Self::Run { status: Some(127), .. } => {
+                Some("Status 127: a command was not found in the image.".to_owned())
+            }
+            Self::Run { status: Some(137), .. } => {
+                Some("Status 137: the command was killed, often for want of memory.".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// The failure that is told, with the place in the Dockerfile where it happened.
+    pub(crate) fn into_failure(self, at: Option<Location>) -> BuildFailure {
+        let mut step = StepFailure {
+            heading: self.to_string(),
+            cause: match &self {
+                Self::Worker(failure) => failure.chain.iter().skip(1).cloned().collect(),
+                error => chain(error).into_iter().skip(1).collect(),
+            },
+            hint: self.hint(),
+            at,
+            exit_status: None,
+            last_lines: Vec::new(),
+        };
+        let is_app = self.is_app();
+        match self {
+            Self::Cancelled => return BuildFailure::Cancelled,
+            Self::TimedOut { limit } => return BuildFailure::TimedOut { limit },
+            Self::Parse(error) => {
+                step.at = Some(Location { file: error.file.clone(), line: error.position.line });
+                step.heading = error.problem.to_string();
+            }
+            Self::Run { status, last_lines, .. } => {
+                step.exit_status = status;
+                step.last_lines = last_lines;
+            }
+            _ => {}
+        }
+        if is_app { BuildFailure::App(step) } else { BuildFailure::Platform(step) }
+    }
+}
+
+/// How a command ended, for people.
+pub(crate) fn ending(status: Option<i32>, signal: Option<i32>, millis: u64) -> String {
+    match (status, signal) {
+        (Some(status), _) => format!("failed after {}, exit status {status}", elapsed(millis)),
+        (None, Some(signal)) => format!("was ended by signal {signal} after {}", elapsed(millis)),
+        (None, None) => format!("failed after {}", elapsed(millis)),
+    }
+}

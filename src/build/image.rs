@@ -1,0 +1,312 @@
+//! The finished image: its layers' blobs, its configuration and manifest, and the places where it goes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use crate::build::base::{BaseSource, Bases};
+use crate::build::error::EngineError;
+use crate::layers::{Compressed, Compression};
+use crate::oci::{
+    Descriptor, Digest, ImageConfig, Index, Manifest, MediaType, RawManifest, Reference, RepositoryName, Tag,
+    Target,
+};
+use crate::registry::client::{BlobSource, Client};
+
+/// How many blobs are on their way at once.
+const TRANSFERS: usize = 4;
+
+/// A layer of an image being built.
+#[derive(Debug, Clone)]
+pub(crate) struct Layer {
+    /// The digest of its tar.
+    pub(crate) diff_id: Digest,
+    /// Its blob.
+    pub(crate) blob: LayerBlob,
+}
+
+/// Where a layer's blob is.
+#[derive(Debug, Clone)]
+pub(crate) enum LayerBlob {
+    /// Where the base image is; perhaps also in the store.
+    Base {
+        /// As the base's manifest says.
+        descriptor: Descriptor,
+        /// There.
+        source: Arc<BaseSource>,
+    },
+    /// In the store, by an earlier build.
+    Stored(Compressed),
+    /// Being compressed by this build; its tree is in the store.
+    Making,
+}
+
+/// A layer whose blob is complete.
+#[derive(Debug, Clone)]
+pub(crate) struct FinishedLayer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) diff_id: Digest,
+    /// Its base, if it is the base's.
+    pub(crate) base: Option<Arc<BaseSource>>,
+    /// Whether this build made it.
+    pub(crate) new: bool,
+}
+
+impl FinishedLayer {
+    pub(crate) fn stored(compressed: &Compressed, new: bool) -> Self {
+        let media_type = MediaType::from(compressed.compression.media_type());
+        let descriptor = Descriptor::new(media_type, compressed.digest, compressed.size);
+        Self { descriptor, diff_id: compressed.diff_id, base: None, new }
+    }
+
+    pub(crate) fn of_base(diff_id: Digest, descriptor: &Descriptor, source: &Arc<BaseSource>) -> Self {
+        let media_type = match descriptor.media_type {
+            MediaType::DockerLayerGzip => MediaType::LayerTarGzip,
+            MediaType::DockerLayerZstd => MediaType::LayerTarZstd,
+            ref other => other.clone(),
+        };
+        let descriptor = Descriptor::new(media_type, descriptor.digest, descriptor.size);
+        Self { descriptor, diff_id, base: Some(Arc::clone(source)), new: false }
+    }
+}
+
+/// An image of which every byte is known.
+pub(crate) struct Assembled {
+    pub(crate) config: Bytes,
+    pub(crate) manifest: RawManifest,
+    pub(crate) layers: Vec<FinishedLayer>,
+}
+
+impl Assembled {
+    pub(crate) fn new(mut config: ImageConfig, layers: Vec<FinishedLayer>) -> Self {
+        config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
+        let config = config.to_bytes();
+        let descriptor = Descriptor::of(MediaType::ImageConfig, &config);
+        let descriptors = layers.iter().map(|layer| layer.descriptor.clone()).collect();
+        let manifest = RawManifest::image(&Manifest::image(descriptor, descriptors));
+        Self { config, manifest, layers }
+    }
+
+    pub(crate) fn config_digest(&self) -> Digest {
+        Digest::of(&self.config)
+    }
+
+    /// Pushes what the destinations lack, and the manifest last.
+    pub(crate) async fn push(&self, bases: &Bases, destinations: &[Reference]) -> Result<(), EngineError> {
+        for destination in destinations {
+            futures::stream::iter(&self.layers)
+                .map(|layer| push_layer(bases, destination, layer))
+                .buffer_unordered(TRANSFERS)
+                .try_collect::<()>()
+                .await?;
+            let repository = &destination.repository;
+            bases.client.push_blob(repository, BlobSource::bytes(self.config.clone()), &[]).await?;
+            let target = match &destination.tag {
+                Some(tag) => Target::Tag(tag.clone()),
+                None => Target::Digest(self.manifest.digest()),
+            };
+            bases.client.push_manifest(repository, &target, &self.manifest).await?;
+        }
+        Ok(())
+    }
+
+    /// The paths of all blobs, fetching those of the base that the store lacks.
+    async fn blobs(&self, bases: &Bases) -> Result<Vec<(Digest, PathBuf)>, EngineError> {
+        let mut blobs = Vec::new();
+        for layer in &self.layers {
+            let path = match &layer.base {
+                Some(source) => bases.blob(&layer.descriptor, source).await?,
+                None => {
+                    let digest = layer.descriptor.digest;
+                    bases.store.blob(&digest).ok_or(EngineError::LayerGone(digest))?
+                }
+            };
+            blobs.push((layer.descriptor.digest, path));
+        }
+        Ok(blobs)
+    }
+
+    /// Adds the image to an OCI image layout directory, under the tags of `names`.
+    pub(crate) async fn write_layout(
+        &self,
+        directory: &Path,
+        bases: &Bases,
+        names: &[Reference],
+    ) -> Result<(), EngineError> {
+        let blobs = self.blobs(bases).await?;
+        let error = |path: &Path| EngineError::io(format!("write `{}`", path.display()));
+        let sha256 = directory.join("blobs/sha256");
+        fs::create_dir_all(&sha256).map_err(error(&sha256))?;
+        for (digest, path) in blobs {
+            let to = sha256.join(digest.hex());
+            if !to.exists() {
+                fs::copy(&path, &to).map_err(error(&to))?;
+            }
+        }
+        for bytes in [&self.config, self.manifest.bytes()] {
+            let to = sha256.join(Digest::of(bytes).hex());
+            fs::write(&to, bytes).map_err(error(&to))?;
+        }
+        let index_path = directory.join("index.json");
+        let mut entries = match fs::read(&index_path) {
+            Ok(bytes) => RawManifest::parse(bytes, None)
+                .ok()
+                .and_then(|index| index.as_index().map(|index| index.manifests.clone()))
+                .unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        for entry in self.entries(names) {
+            let name = entry.annotations.get(REF_NAME).cloned();
+            entries.retain(|old| old.annotations.get(REF_NAME) != name.as_ref());
+            entries.push(entry);
+        }
+        fs::write(&index_path, layout_index(entries)).map_err(error(&index_path))?;
+        let marker = directory.join("oci-layout");
+        fs::write(&marker, LAYOUT).map_err(error(&marker))
+    }
+
+    /// Writes the image as a tar that is an OCI layout and what `docker load` reads.
+    pub(crate) async fn write_tar(
+        &self,
+        path: &Path,
+        bases: &Bases,
+        names: &[Reference],
+    ) -> Result<(), EngineError> {
+        let blobs = self.blobs(bases).await?;
+        let error = || EngineError::io(format!("write `{}`", path.display()));
+        let mut tar = tar::Builder::new(io::BufWriter::new(File::create(path).map_err(error())?));
+        let mut layer_names = Vec::new();
+        for (digest, blob) in blobs {
+            let name = format!("blobs/sha256/{}", digest.hex());
+            let mut file = File::open(&blob).map_err(error())?;
+            let size = file.metadata().map_err(error())?.len();
+            append(&mut tar, &name, size, &mut file).map_err(error())?;
+            layer_names.push(name);
+        }
+        for bytes in [&self.config, self.manifest.bytes()] {
+            let name = format!("blobs/sha256/{}", Digest::of(bytes).hex());
+            append(&mut tar, &name, bytes.len() as u64, &mut &bytes[..]).map_err(error())?;
+        }
+        let tags: Vec<String> =
+            names.iter().filter(|name| name.tag.is_some()).map(Reference::familiar).collect();
+        let docker = serde_json::json!([{
+            "Config": format!("blobs/sha256/{}", self.config_digest().hex()),
+            "RepoTags": tags,
+            "Layers": layer_names,
+        }]);
+        for (name, bytes) in [
+            ("index.json", layout_index(self.entries(names))),
+            ("oci-layout", LAYOUT.as_bytes().to_vec()),
+            ("manifest.json", docker.to_string().into_bytes()),
+        ] {
+            append(&mut tar, name, bytes.len() as u64, &mut &bytes[..]).map_err(error())?;
+        }
+        tar.into_inner().and_then(|mut file| file.flush()).map_err(error())
+    }
+
+    /// The entries of a layout's index: one for each name, or one without.
+    fn entries(&self, names: &[Reference]) -> Vec<Descriptor> {
+        let entry = self.manifest.descriptor();
+        if names.is_empty() {
+            return vec![entry];
+        }
+        let named = |name: &Reference| {
+            let mut entry = entry.clone();
+            entry.annotations.insert(REF_NAME.to_owned(), name.familiar());
+            entry
+        };
+        names.iter().map(named).collect()
+    }
+}
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
+
+/// An `index.json`: not an image index, so several entries may be for one platform.
+fn layout_index(manifests: Vec<Descriptor>) -> Vec<u8> {
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(MediaType::ImageIndex),
+        artifact_type: None,
+        manifests,
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    RawManifest::index(&index).bytes().to_vec()
+}
+
+fn append(
+    tar: &mut tar::Builder<impl Write>,
+    name: &str,
+    size: u64,
+    content: &mut dyn io::Read,
+) -> io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    header.set_size(size);
+    tar.append_data(&mut header, name, content)
+}
+
+async fn push_layer(
+    bases: &Bases,
+    destination: &Reference,
+    layer: &FinishedLayer,
+) -> Result<(), EngineError> {
+    let repository = &destination.repository;
+    let Descriptor { digest, size, .. } = layer.descriptor;
+    let from = match layer.base.as_deref() {
+        Some(BaseSource::Registry(source)) if source.host == repository.host => vec![source.name.clone()],
+        _ => Vec::new(),
+    };
+    if layer.base.is_some() {
+        let there = bases.client.has_blob(repository, &digest).await?
+            || (!from.is_empty() && bases.client.mount_blob(repository, &digest, &from).await?);
+        if there {
+            return Ok(());
+        }
+    }
+    let path = match &layer.base {
+        Some(source) => bases.blob(&layer.descriptor, source).await?,
+        None => bases.store.blob(&digest).ok_or(EngineError::LayerGone(digest))?,
+    };
+    push_file(&bases.client, destination, path, (digest, size), &from).await
+}
+
+/// Pushes a blob of the store, unless it is there.
+pub(crate) async fn push_file(
+    client: &Client,
+    destination: &Reference,
+    path: PathBuf,
+    (digest, size): (Digest, u64),
+    mount_from: &[RepositoryName],
+) -> Result<(), EngineError> {
+    let blob = BlobSource::file(path, digest, size);
+    client.push_blob(&destination.repository, blob, mount_from).await?;
+    Ok(())
+}
+
+/// How layers are compressed, by the names of the command line.
+pub fn compression(kind: super::driver::Compression, level: Option<i32>) -> Compression {
+    use super::driver::Compression as Kind;
+    match (kind, level) {
+        (Kind::Gzip, level) => {
+            Compression::Gzip { level: level.and_then(|level| u32::try_from(level).ok()).unwrap_or(6) }
+        }
+        (Kind::Zstd, level) => Compression::Zstd { level: level.unwrap_or(3) },
+    }
+}
+
+/// The tag `latest` if a reference names nothing: what people mean by `--destination host/app`.
+#[must_use]
+pub fn with_default_tag(reference: Reference) -> Reference {
+    if reference.tag.is_some() || reference.digest.is_some() {
+        return reference;
+    }
+    Reference { tag: "latest".parse::<Tag>().ok(), ..reference }
+}

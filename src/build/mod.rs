@@ -1,0 +1,47 @@
+//! The build engine: a Dockerfile and a context become an image for one platform.
+//!
+//! Two processes meet here. The *engine* ([`build`]) has the network, the credentials, the cache and the compressor. Its
+//! *worker* ([`worker::main`]), in a user namespace, has the trees and runs the commands. A push knows neither: it
+//! knows [`Driver`].
+//!
+//! In reading order: `plan` (which stages), `state` (what an image is after each instruction), `key` (what a step can see),
+//! `engine` and `steps` (one step after the other), `capture` (changes become layers), `image` (the result).
+
+mod base;
+mod capture;
+mod context;
+mod copying;
+mod driver;
+mod engine;
+mod error;
+mod event;
+mod image;
+mod key;
+mod plan;
+mod process;
+mod protocol;
+mod result;
+mod state;
+mod steps;
+mod trees;
+mod user;
+pub mod worker;
+
+pub use base::Mirror;
+pub use driver::{
+    BuildFailure, BuildLimits, BuildRequest, BuiltLayer, CacheUse, Compression, Driver, LayerOrigin,
+    Location, NetworkMode, StepFailure, chain,
+};
+pub use engine::{Afterwards, BuildOptions, EventSink, build, layers_directory};
+pub use event::{BuildEvent, MAX_LINE_BYTES, StepState, elapsed};
+pub use image::{compression, with_default_tag};
+pub use result::{BuildResult, Outcome};
+pub use trees::{LocalImage, local_image};
+pub use user::ImageUser;
+
+/// In a build's directory: locked while its engine lives, and holds its process id.
+pub const LOCK_FILE: &str = "lock";
+/// In a build's directory: its events, a JSON line each.
+pub const EVENTS_FILE: &str = "events.jsonl";
+/// In a build's directory: its [`BuildResult`].
+pub const RESULT_FILE: &str = "result.json";

@@ -1,0 +1,172 @@
+//! What of a Dockerfile is built, in which order.
+//!
+//! Pure: stages that the target does not need are left out before anything is looked up, so that neither are they
+//! built nor their bases pulled.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::build::error::EngineError;
+use crate::dockerfile::{Dockerfile, Expander, GlobalScope, Instruction, Located, Stage};
+
+/// What a stage begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// Nothing.
+    Scratch,
+    /// Another stage.
+    Stage(usize),
+    /// An image.
+    Image(ImageName),
+}
+
+/// An image as the Dockerfile names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ImageName {
+    pub(crate) reference: String,
+    /// What `FROM --platform` says.
+    pub(crate) platform: Option<String>,
+}
+
+/// Where COPY takes its files from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum From {
+    Context,
+    Stage(usize),
+    Image(ImageName),
+}
+
+/// What is built.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) dockerfile: &'a Dockerfile,
+    pub(crate) target: usize,
+    /// The stages that the target needs and itself, in the order of the file, with their bases.
+    pub(crate) stages: BTreeMap<usize, Base>,
+}
+
+impl<'a> Plan<'a> {
+    /// The plan for a target: the last stage if none is named.
+    pub(crate) fn new(
+        dockerfile: &'a Dockerfile,
+        target: Option<&str>,
+        global: &GlobalScope,
+    ) -> Result<Self, EngineError> {
+        let last = dockerfile.stages.len().checked_sub(1);
+        let last = last.ok_or_else(|| EngineError::Wrong("the Dockerfile has no FROM".to_owned()))?;
+        let target = match target {
+            None | Some("") => last,
+            Some(name) => dockerfile.stage_index(name).ok_or_else(|| {
+                let names: Vec<String> = dockerfile.stages.iter().map(Stage::label).collect();
+                EngineError::Wrong(format!("there is no stage `{name}`; the stages are {}", names.join(", ")))
+            })?,
+        };
+        let mut plan = Self { dockerfile, target, stages: BTreeMap::new() };
+        plan.add(target, global)?;
+        Ok(plan)
+    }
+
+    /// Adds a stage and what it needs.
+    fn add(&mut self, target: usize, global: &GlobalScope) -> Result<(), EngineError> {
+        let mut wanted = vec![target];
+        while let Some(index) = wanted.pop() {
+            let Some(stage) = self.dockerfile.stages.get(index) else { continue };
+            if self.stages.contains_key(&index) {
+                continue;
+            }
+            let base = base(self.dockerfile, stage, global)?;
+            if let Base::Stage(other) = base {
+                wanted.push(other);
+            }
+            self.stages.insert(index, base);
+            for located in &stage.instructions {
+                wanted.extend(self.needed(index, &located.instruction));
+            }
+        }
+        Ok(())
+    }
+
+    /// The stage that an instruction of stage `index` copies from.
+    fn needed(&self, index: usize, instruction: &Instruction) -> Option<usize> {
+        match instruction {
+            Instruction::Copy(copy) => match self.from(index, copy.from.as_deref()) {
+                From::Stage(other) => Some(other),
+                From::Context | From::Image(_) => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// What `COPY --from` in stage `index` means.
+    pub(crate) fn from(&self, index: usize, from: Option<&str>) -> From {
+        match from {
+            None => From::Context,
+            Some(name) => match self.dockerfile.stage_before(index, name) {
+                Some(stage) => From::Stage(stage),
+                None => From::Image(ImageName { reference: name.to_owned(), platform: None }),
+            },
+        }
+    }
+
+    /// Adds what ONBUILD triggers of a stage's base need.
+    pub(crate) fn add_triggers(
+        &mut self,
+        index: usize,
+        triggers: &[Located],
+        global: &GlobalScope,
+    ) -> Result<(), EngineError> {
+        let needed: BTreeSet<usize> =
+            triggers.iter().filter_map(|located| self.needed(index, &located.instruction)).collect();
+        needed.into_iter().try_for_each(|stage| self.add(stage, global))
+    }
+
+    /// The images that stages begin with or copy from, each once, with the first line that names it.
+    pub(crate) fn images(&self, triggers: &BTreeMap<usize, Vec<Located>>) -> BTreeMap<ImageName, usize> {
+        let mut images = BTreeMap::new();
+        for (index, base) in &self.stages {
+            let Some(stage) = self.dockerfile.stages.get(*index) else { continue };
+            if let Base::Image(name) = base {
+                images.entry(name.clone()).or_insert(stage.span.start.line);
+            }
+            let own = stage.instructions.iter().map(|located| (located, located.span.start.line));
+            let triggered =
+                triggers.get(index).into_iter().flatten().map(|located| (located, stage.span.start.line));
+            for (located, line) in own.chain(triggered) {
+                if let Instruction::Copy(copy) = &located.instruction
+                    && let From::Image(name) = self.from(*index, copy.from.as_deref())
+                {
+                    images.entry(name).or_insert(line);
+                }
+            }
+        }
+        images
+    }
+}
+
+fn base(dockerfile: &Dockerfile, stage: &Stage, global: &GlobalScope) -> Result<Base, EngineError> {
+    let lookup = |name: &str| global.lookup(name);
+    let expander = Expander::new(dockerfile.escape, &lookup);
+    let name = expander.word(&stage.base)?;
+    if name.is_empty() {
+        return Err(EngineError::Wrong(format!("`FROM {}` expands to nothing", stage.base)));
+    }
+    let platform = stage.platform.as_deref().map(|text| expander.word(text)).transpose()?;
+    if let Some(other) = dockerfile.stage_before(stage.index, &name) {
+        // Numbers name stages in COPY --from only.
+        if name.parse::<usize>().is_err() {
+            return Ok(Base::Stage(other));
+        }
+    }
+    Ok(if name == "scratch" {
+        Base::Scratch
+    } else {
+        Base::Image(ImageName { reference: name, platform: platform.filter(|platform| !platform.is_empty()) })
+    })
+}
+
+/// Whether an instruction is a step of its own, with a number and a time.
+pub(crate) const fn is_step(instruction: &Instruction) -> bool {
+    matches!(
+        instruction,
+        Instruction::Run(_) | Instruction::Copy(_) | Instruction::Add(_) | Instruction::Workdir(_)
+    )
+}

@@ -1,0 +1,527 @@
+//! The steps that touch files: RUN, COPY, ADD and WORKDIR, from instruction to layer.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::build::capture::{StepRecord, record};
+use crate::build::copying;
+use crate::build::driver::{CacheUse, NetworkMode, chain};
+use crate::build::engine::{BegunStep, Engine, millis};
+use crate::build::error::{EngineError, ending};
+use crate::build::event::{BuildEvent, MAX_LINE_BYTES, StepState};
+use crate::build::image::{Layer, LayerBlob};
+use crate::build::key::KeyBuilder;
+use crate::build::plan::{From, Plan};
+use crate::build::process::{blocking, read_lines};
+use crate::build::protocol::{
+    CopyFrom, CopyRequest, InlineContent, Request, Response, RunEnd, RunRequest, WorkerFailure,
+};
+use crate::build::state::{StageState, absolute};
+use crate::dockerfile::{
+    Add, Copy, Expander, Instruction, Located, Network, Run, RunCommand, Security, Sources,
+};
+use crate::layers::SourceHash;
+use crate::oci::Digest;
+
+/// How many of RUN's last lines a failure tells.
+const LAST_LINES: usize = 20;
+
+/// The longest list of files that is remembered, to name the one that changed.
+const MAX_FILES_BYTES: usize = 1024 * 1024;
+
+/// Where the script of a RUN heredoc is seen.
+const SCRIPT_DIRECTORY: &str = "/dev/pipes";
+
+/// A step that is known completely: its key and the work that makes its layer.
+struct Work {
+    key: Digest,
+    /// The files of the context that a copy sees.
+    files: Option<Vec<(PathBuf, Digest)>>,
+    action: Action,
+    created_by: String,
+}
+
+enum Action {
+    /// The command for people, and the request.
+    Run(String, RunRequest),
+    Copy(CopyRequest, Option<Vec<Layer>>),
+    MakeDirectory {
+        path: String,
+        user: Option<String>,
+    },
+}
+
+/// COPY and ADD, with what they have in common.
+struct CopyStep<'a> {
+    name: &'a str,
+    sources: &'a Sources,
+    from: From,
+    chown: Option<&'a String>,
+    chmod: Option<&'a String>,
+    link: bool,
+    extract: bool,
+}
+
+impl Engine {
+    /// Applies one instruction.
+    pub(super) async fn instruction(
+        &mut self,
+        plan: &Plan<'_>,
+        index: usize,
+        stage: Option<&str>,
+        state: &mut StageState,
+        (located, line): (&Located, usize),
+    ) -> Result<(), EngineError> {
+        let escape = plan.dockerfile.escape;
+        let instruction = {
+            let lookup = |name: &str| state.scope.lookup(name);
+            located.instruction.expand(&Expander::new(escape, &lookup))?
+        };
+        let global = self.global.clone().ok_or(EngineError::Protocol)?;
+        if state.apply(&instruction, &global, escape)? {
+            return Ok(());
+        }
+        let step = self.begin(stage, &located.text, line);
+        let outcome = self.file_step(plan, index, state, (&instruction, &located.text), &step).await;
+        match outcome {
+            Ok((cached, changed)) => {
+                self.end(&step, cached, changed);
+                Ok(())
+            }
+            Err(error) => {
+                let exit_status = if let EngineError::Run { status, .. } = &error { *status } else { None };
+                self.tell(&step, StepState::Failed { millis: millis(step.clock), exit_status });
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the step came from the cache, and what changed if not.
+    async fn file_step(
+        &mut self,
+        plan: &Plan<'_>,
+        index: usize,
+        state: &mut StageState,
+        (instruction, text): (&Instruction, &str),
+        step: &BegunStep,
+    ) -> Result<(bool, Option<String>), EngineError> {
+        let work = match instruction {
+            Instruction::Run(run) => self.run_work(state, run)?,
+            Instruction::Workdir(path) => self.directory_work(state, path)?,
+            Instruction::Copy(copy) => {
+                let copy = supported_copy(plan, index, copy)?;
+                self.copy_work(state, &copy, text).await?
+            }
+            Instruction::Add(add) => self.copy_work(state, &supported_add(add)?, text).await?,
+            _ => return Err(EngineError::Protocol),
+        };
+        let Some(work) = work else { return Ok((true, None)) };
+        self.perform(state, work, step).await
+    }
+
+    /// The beginning of every key: what the step stands upon.
+    fn key(&self, kind: &str, below: &[Layer]) -> KeyBuilder {
+        let mut key = KeyBuilder::new(kind);
+        key.text(&self.options.platform.to_string());
+        key.list(below.iter().map(|layer| layer.diff_id.to_string()));
+        if self.options.reproducible {
+            key.optional(self.options.epoch.map(|epoch| epoch.to_string()).as_deref());
+        }
+        key
+    }
+
+    fn run_work(&self, state: &StageState, run: &Run) -> Result<Option<Work>, EngineError> {
+        if !run.mounts.is_empty() {
+            return Err(EngineError::Unsupported("`RUN --mount`".to_owned()));
+        }
+        if run.security != Security::Sandbox {
+            return Err(EngineError::Unsupported("`RUN --security=insecure`".to_owned()));
+        }
+        if !run.devices.is_empty() {
+            return Err(EngineError::Unsupported("`RUN --device`".to_owned()));
+        }
+        if run.network == Network::Host && self.options.network != NetworkMode::Host {
+            return Err(EngineError::Wrong(
+                "`RUN --network=host`: this build may not use the host's network".to_owned(),
+            ));
+        }
+        let (argv, script) = match &run.command {
+            RunCommand::Shell(text) => {
+                let mut argv = state.shell();
+                argv.push(text.clone());
+                (argv, None)
+            }
+            RunCommand::Exec(words) => (words.clone(), None),
+            RunCommand::Script { name, content } => {
+                (vec![format!("{SCRIPT_DIRECTORY}/{name}")], Some(content.clone()))
+            }
+        };
+        if argv.first().is_none_or(String::is_empty) {
+            return Err(EngineError::Wrong("RUN has no command".to_owned()));
+        }
+        let offline = run.network == Network::None;
+        let user = state.config.config.user.clone();
+        let directory = state.working_directory();
+        let mut environment = state.environment();
+        let mut key = self.key("run", &state.layers);
+        key.list(argv.iter()).optional(script.as_deref());
+        key.list(environment.iter().map(|(name, value)| format!("{name}={value}")));
+        key.text(&directory).optional(user.as_deref()).number(u64::from(offline));
+        for (name, value) in self.global.iter().flat_map(|global| global.proxies()) {
+            environment.entry(name).or_insert(value);
+        }
+        let arguments = state.scope.declared_args();
+        let mut created_by = "RUN ".to_owned();
+        if !arguments.is_empty() {
+            created_by.push_str(&format_arguments(&arguments));
+        }
+        created_by.push_str(&script.clone().unwrap_or_else(|| argv.join(" ")));
+        let command = match &run.command {
+            RunCommand::Shell(text) => text.clone(),
+            RunCommand::Exec(_) | RunCommand::Script { .. } => argv.join(" "),
+        };
+        let limit_millis = u64::try_from(self.options.limits.time.as_millis()).unwrap_or(u64::MAX);
+        let lowers = diff_ids(&state.layers);
+        let request =
+            RunRequest { lowers, argv, script, environment, directory, user, offline, limit_millis };
+        Ok(Some(Work { key: key.finish(), files: None, action: Action::Run(command, request), created_by }))
+    }
+
+    fn directory_work(&self, state: &mut StageState, path: &str) -> Result<Option<Work>, EngineError> {
+        let path = state.enter(path)?;
+        let created_by = format!("WORKDIR {path}");
+        if path == "/" {
+            state.record(created_by, None);
+            return Ok(None);
+        }
+        let user = state.config.config.user.clone();
+        let mut key = self.key("directory", &state.layers);
+        key.text(&path).optional(user.as_deref());
+        Ok(Some(Work {
+            key: key.finish(),
+            files: None,
+            action: Action::MakeDirectory { path, user },
+            created_by,
+        }))
+    }
+
+    async fn copy_work(
+        &mut self,
+        state: &StageState,
+        copy: &CopyStep<'_>,
+        text: &str,
+    ) -> Result<Option<Work>, EngineError> {
+        let below: &[Layer] = if copy.link { &[] } else { &state.layers };
+        let mut key = self.key(if copy.extract { "add" } else { "copy" }, below);
+        let destination = destination(&copy.sources.destination, &state.working_directory());
+        key.text(&destination).list(copy.sources.paths.iter());
+        key.optional(copy.chown.map(String::as_str)).optional(copy.chmod.map(String::as_str));
+        let inline = inline(state, copy.sources)?;
+        for file in &inline {
+            key.text(&file.name).text(&file.content);
+        }
+        let (from, layers) = match &copy.from {
+            From::Context => (CopyFrom::ContextDirectory { ignore: self.context.ignore.clone() }, None),
+            From::Stage(other) => {
+                let layers = self.states.get(other).ok_or(EngineError::Protocol)?.layers.clone();
+                (CopyFrom::Layers(diff_ids(&layers)), Some(layers))
+            }
+            From::Image(name) => {
+                let layers = self.images.get(name).ok_or(EngineError::Protocol)?.layers.clone();
+                (CopyFrom::Layers(diff_ids(&layers)), Some(layers))
+            }
+        };
+        let request = CopyRequest {
+            lowers: diff_ids(below),
+            from,
+            sources: copy.sources.paths.clone(),
+            inline,
+            destination,
+            chown: copy.chown.cloned(),
+            chmod: copy.chmod.cloned(),
+            extract: copy.extract,
+            now: self.options.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second()),
+        };
+        let mut files = None;
+        match &layers {
+            Some(layers) => {
+                key.text("layers").list(layers.iter().map(|layer| layer.diff_id.to_string()));
+            }
+            None if request.sources.is_empty() => {}
+            None => {
+                let hash = self.hash_context(&request).await?;
+                key.text("context").digest(hash.digest);
+                files = Some(hash.files);
+            }
+        }
+        let created_by =
+            format!("{} {}", copy.name, text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest));
+        Ok(Some(Work { key: key.finish(), files, action: Action::Copy(request, layers), created_by }))
+    }
+
+    async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
+        let (context, request) = (Arc::clone(&self.context), request.clone());
+        blocking(move || {
+            copying::hash(&request, context.root())
+                .map_err(|error| EngineError::Worker(WorkerFailure { app: true, chain: chain(&error) }))
+        })
+        .await
+    }
+
+    /// What the cache has for a key: `Some(None)` is a step that changes nothing.
+    fn known(&self, key: &Digest) -> Result<Option<Option<Layer>>, EngineError> {
+        if self.options.cache == CacheUse::Ignore {
+            return Ok(None);
+        }
+        let store = &self.trees.bases.store;
+        let Some(bytes) = store.step(key)? else { return Ok(None) };
+        let Ok(record) = serde_json::from_slice::<StepRecord>(&bytes) else { return Ok(None) };
+        let Some(layer) = record.layer else { return Ok(Some(None)) };
+        let stored = store.compressed(&layer.diff_id, self.options.compression);
+        Ok(stored.map(|layer| Some(Layer { diff_id: layer.diff_id, blob: LayerBlob::Stored(layer) })))
+    }
+
+    /// Takes a step from the cache or does it.
+    async fn perform(
+        &mut self,
+        state: &mut StageState,
+        work: Work,
+        step: &BegunStep,
+    ) -> Result<(bool, Option<String>), EngineError> {
+        if let Some(layer) = self.known(&work.key)? {
+            state.record(work.created_by, layer);
+            return Ok((true, None));
+        }
+        let changed = match &work.files {
+            Some(files) => self.changed_file(&work.created_by, files)?,
+            None => None,
+        };
+        let mut keys = vec![work.key];
+        let is_linked = matches!(&work.action, Action::Copy(request, _) if request.lowers.is_empty());
+        if !is_linked {
+            self.ensure(&state.layers).await?;
+        }
+        let made = match work.action {
+            Action::MakeDirectory { path, user } => {
+                let lowers = diff_ids(&state.layers);
+                self.changed(Request::MakeDirectory { lowers, path, user }, Vec::new()).await?
+            }
+            Action::Run(command, request) => self.run_command(command, request, step).await?,
+            Action::Copy(request, None) => self.copy_context(request).await?,
+            Action::Copy(request, Some(layers)) => {
+                self.ensure(&layers).await?;
+                let key = self.content_key(&request, &work.created_by).await?;
+                if let Some(layer) = self.known(&key)? {
+                    let known = StepRecord {
+                        layer: layer.as_ref().and_then(|layer| match &layer.blob {
+                            LayerBlob::Stored(compressed) => Some(compressed.clone()),
+                            LayerBlob::Base { .. } | LayerBlob::Making => None,
+                        }),
+                    };
+                    record(&self.trees.bases.store, &keys, &known)?;
+                    state.record(work.created_by, layer);
+                    return Ok((true, None));
+                }
+                keys.push(key);
+                self.changed(Request::Copy(request), Vec::new()).await?
+            }
+        };
+        let worker = self.trees.worker().await?.clone();
+        let layer = self.capture.layer(&worker, made, self.options.epoch, keys).await?;
+        state.record(work.created_by, layer.map(|diff_id| Layer { diff_id, blob: LayerBlob::Making }));
+        Ok((false, changed))
+    }
+
+    /// The first file that differs from when this instruction last ran for the same destination; remembers its files.
+    fn changed_file(
+        &self,
+        created_by: &str,
+        files: &[(PathBuf, Digest)],
+    ) -> Result<Option<String>, EngineError> {
+        let store = &self.trees.bases.store;
+        let mut slot = KeyBuilder::new("files");
+        slot.text(&self.options.platform.to_string()).text(created_by);
+        slot.list(self.options.destinations.iter().map(|destination| destination.repository.to_string()));
+        let slot = slot.finish();
+        let now: BTreeMap<String, String> =
+            files.iter().map(|(path, digest)| (path.display().to_string(), digest.short())).collect();
+        let before = store
+            .step(&slot)?
+            .and_then(|bytes| serde_json::from_slice::<BTreeMap<String, String>>(&bytes).ok());
+        if let Ok(bytes) = serde_json::to_vec(&now)
+            && bytes.len() <= MAX_FILES_BYTES
+        {
+            store.put_step(&slot, &bytes)?;
+        }
+        let Some(before) = before else { return Ok(None) };
+        let differs = |(path, digest): &(&String, &String)| before.get(*path) != Some(*digest);
+        let changed =
+            now.iter().find(differs).or_else(|| before.iter().find(|(path, _)| !now.contains_key(*path)));
+        Ok(changed.map(|(path, _)| path.clone()))
+    }
+
+    /// The key of a copy between stages by what is copied, rather than by what the other stage is.
+    async fn content_key(&self, request: &CopyRequest, created_by: &str) -> Result<Digest, EngineError> {
+        let worker = self.trees.worker().await?;
+        let Response::Hashed(hash) = worker.call(Request::Hash(request.clone()), Vec::new()).await? else {
+            return Err(EngineError::Protocol);
+        };
+        let mut key = KeyBuilder::new("copy-content");
+        key.text(&self.options.platform.to_string()).list(request.lowers.iter().map(ToString::to_string));
+        key.text(&request.destination).optional(request.chown.as_deref()).optional(request.chmod.as_deref());
+        key.text(created_by).digest(hash);
+        for file in &request.inline {
+            key.text(&file.name).text(&file.content);
+        }
+        if self.options.reproducible {
+            key.optional(self.options.epoch.map(|epoch| epoch.to_string()).as_deref());
+        }
+        Ok(key.finish())
+    }
+
+    async fn ensure(&self, layers: &[Layer]) -> Result<(), EngineError> {
+        let events = Arc::clone(&self.events);
+        let fetching = move |bytes: u64| {
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let text = format!("fetching {:.1} MB of the base image", bytes as f64 / 1e6);
+            events(BuildEvent::Note { text });
+        };
+        self.trees.ensure(layers, &fetching).await
+    }
+
+    async fn changed(
+        &self,
+        request: Request,
+        fds: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<crate::build::protocol::Made, EngineError> {
+        match self.trees.worker().await?.call(request, fds).await? {
+            Response::Changed(made) => Ok(made),
+            _ => Err(EngineError::Protocol),
+        }
+    }
+
+    async fn copy_context(
+        &mut self,
+        mut request: CopyRequest,
+    ) -> Result<crate::build::protocol::Made, EngineError> {
+        if request.sources.is_empty() || self.context_for_worker().await? {
+            if request.sources.is_empty() {
+                // Nothing of the context is read; an empty list of layers is an empty place.
+                request.from = CopyFrom::Layers(Vec::new());
+            } else {
+                request.from = CopyFrom::ContextCopy;
+            }
+            return self.changed(Request::Copy(request), Vec::new()).await;
+        }
+        let directory = self.context.descriptor()?;
+        self.changed(Request::Copy(request), vec![directory]).await
+    }
+
+    async fn run_command(
+        &self,
+        command: String,
+        mut request: RunRequest,
+        step: &BegunStep,
+    ) -> Result<crate::build::protocol::Made, EngineError> {
+        let left = self.options.limits.time.saturating_sub(self.clock.elapsed());
+        request.limit_millis =
+            u64::try_from(left.max(Duration::from_millis(1)).as_millis()).unwrap_or(u64::MAX);
+        let (events, number) = (Arc::clone(&self.events), step.number);
+        let last = Arc::new(Mutex::new(VecDeque::with_capacity(LAST_LINES)));
+        let kept = Arc::clone(&last);
+        let tell = move |line: String| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() == LAST_LINES {
+                kept.pop_front();
+            }
+            kept.push_back(line.clone());
+            drop(kept);
+            events(BuildEvent::Output { step: number, line });
+        };
+        let worker = self.trees.worker().await?;
+        let reading = move |output| read_lines(output, MAX_LINE_BYTES, tell);
+        let (response, _read) = worker.call_reading(Request::Run(request), reading).await?;
+        let Response::Ran { end, made } = response else { return Err(EngineError::Protocol) };
+        let millis = millis(step.clock);
+        let (status, end) = match end {
+            RunEnd::Exited(0) => return made.ok_or(EngineError::Protocol),
+            RunEnd::Exited(status) => (Some(status), ending(Some(status), None, millis)),
+            RunEnd::Signalled(signal) => (Some(128 + signal), ending(None, Some(signal), millis)),
+            RunEnd::TimedOut => return Err(EngineError::TimedOut { limit: self.options.limits.time }),
+            RunEnd::Cancelled => return Err(EngineError::Cancelled),
+        };
+        let last_lines = last.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        Err(EngineError::Run { command, end, status, last_lines })
+    }
+}
+
+fn format_arguments(arguments: &[(String, String)]) -> String {
+    let words: Vec<String> = arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    format!("|{} {} ", words.len(), words.join(" "))
+}
+
+fn diff_ids(layers: &[Layer]) -> Vec<Digest> {
+    layers.iter().map(|layer| layer.diff_id).collect()
+}
+
+/// Where a copy goes: absolute, with the trailing slash that says "a directory".
+fn destination(text: &str, directory: &str) -> String {
+    let path = absolute(text, directory);
+    let is_directory = text.ends_with('/') || text == "." || text.ends_with("/.");
+    if is_directory && path != "/" { format!("{path}/") } else { path }
+}
+
+fn inline(state: &StageState, sources: &Sources) -> Result<Vec<InlineContent>, EngineError> {
+    let lookup = |name: &str| state.scope.lookup(name);
+    let expander = Expander::new(crate::dockerfile::Escape::default(), &lookup);
+    let content = |file: &crate::dockerfile::InlineFile| {
+        let content = if file.expand { expander.heredoc(&file.content)? } else { file.content.clone() };
+        Ok(InlineContent { name: file.name.clone(), content })
+    };
+    sources.inline.iter().map(content).collect()
+}
+
+fn supported_copy<'a>(plan: &Plan<'_>, index: usize, copy: &'a Copy) -> Result<CopyStep<'a>, EngineError> {
+    if copy.parents {
+        return Err(EngineError::Unsupported("`COPY --parents`".to_owned()));
+    }
+    if !copy.exclude.is_empty() {
+        return Err(EngineError::Unsupported("`COPY --exclude`".to_owned()));
+    }
+    Ok(CopyStep {
+        name: "COPY",
+        sources: &copy.sources,
+        from: plan.from(index, copy.from.as_deref()),
+        chown: copy.chown.as_ref(),
+        chmod: copy.chmod.as_ref(),
+        link: copy.link,
+        extract: false,
+    })
+}
+
+fn supported_add(add: &Add) -> Result<CopyStep<'_>, EngineError> {
+    let unsupported = |what: &str| Err(EngineError::Unsupported(what.to_owned()));
+    if !add.exclude.is_empty() {
+        return unsupported("`ADD --exclude`");
+    }
+    if add.checksum.is_some() || add.keep_git_dir.is_some() {
+        return unsupported("ADD of an address");
+    }
+    let is_address = |path: &&String| {
+        ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
+    };
+    if let Some(address) = add.sources.paths.iter().find(is_address) {
+        return unsupported(&format!("ADD of the address `{address}`"));
+    }
+    Ok(CopyStep {
+        name: "ADD",
+        sources: &add.sources,
+        from: From::Context,
+        chown: add.chown.as_ref(),
+        chmod: add.chmod.as_ref(),
+        link: add.link,
+        extract: add.unpack != Some(false),
+    })
+}

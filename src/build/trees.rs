@@ -1,0 +1,152 @@
+//! Layer trees on demand: a layer is fetched and unpacked when someone needs its files, and not before.
+
+use std::path::{Path, PathBuf};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::OnceCell;
+
+use crate::build::base::{BaseSource, Bases};
+use crate::build::driver::{BuildFailure, BuildLimits, NetworkMode};
+use crate::build::error::EngineError;
+use crate::build::image::{Layer, LayerBlob};
+use crate::build::process::{WorkerOptions, WorkerProcess, blocking, open_store};
+use crate::build::protocol::{Request, Response};
+use crate::build::user::ImageUser;
+use crate::layers::Lease;
+use crate::oci::{Digest, ImageConfig, Platform, Reference};
+use crate::registry::client::Client;
+use crate::sandbox::IdMap;
+
+/// An image whose layers are trees in the store: ready to run.
+#[derive(Debug)]
+pub struct LocalImage {
+    /// Its configuration.
+    pub config: ImageConfig,
+    /// Its trees, base first, relative to the layer store.
+    pub trees: Vec<PathBuf>,
+    /// Its USER.
+    pub user: ImageUser,
+    /// Keeps the trees while it lives; pin them before it is dropped.
+    pub lease: Lease,
+}
+
+/// Fetches and unpacks what the layer store lacks of an image, and says where its trees are.
+///
+/// # Cancel safety
+/// Dropping the future leaves complete trees and nothing else.
+pub async fn local_image(
+    layers: &Path,
+    ids: &IdMap,
+    client: Client,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<LocalImage, BuildFailure> {
+    local(layers, ids, client, reference, platform).await.map_err(|error| error.into_failure(None))
+}
+
+async fn local(
+    layers: &Path,
+    ids: &IdMap,
+    client: Client,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<LocalImage, EngineError> {
+    let (store, map) = open_store(layers, ids)?;
+    let bases = Bases { client, mirrors: Vec::new(), store: store.clone() };
+    let image = bases.resolve(&reference.to_string(), platform).await?;
+    let (network, limits) = (NetworkMode::None, BuildLimits::default());
+    let options = WorkerOptions { layers: layers.to_owned(), ids: ids.clone(), map, network, limits };
+    let trees = Trees { bases, lease: store.lease()?, options, worker: OnceCell::new() };
+    trees.ensure(&image.layers, &|_| {}).await?;
+    let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
+    let mut paths = Vec::new();
+    for diff_id in &diff_ids {
+        let path = trees.lease.tree(diff_id)?.ok_or(EngineError::LayerGone(*diff_id))?;
+        paths.push(path.strip_prefix(layers).map(Path::to_owned).unwrap_or(path));
+    }
+    let user = image.config.config.user.clone();
+    let request = Request::User { layers: diff_ids, user };
+    let Response::User(user) = trees.worker().await?.call(request, Vec::new()).await? else {
+        return Err(EngineError::Protocol);
+    };
+    Ok(LocalImage { config: image.config, trees: paths, user, lease: trees.lease })
+}
+
+/// How many layers are fetched ahead of the one being unpacked.
+const FETCHES: usize = 4;
+
+/// The trees that a build uses, and the worker that makes them.
+pub(crate) struct Trees {
+    pub(crate) bases: Bases,
+    pub(crate) lease: Lease,
+    pub(crate) options: WorkerOptions,
+    pub(crate) worker: OnceCell<WorkerProcess>,
+}
+
+impl Trees {
+    /// The worker, started by the first who asks.
+    pub(crate) async fn worker(&self) -> Result<&WorkerProcess, EngineError> {
+        self.worker.get_or_try_init(|| WorkerProcess::start(&self.options)).await
+    }
+
+    /// Whether a layer's tree is in the store.
+    pub(crate) fn has(&self, diff_id: &Digest) -> Result<bool, EngineError> {
+        Ok(self.lease.tree(diff_id)?.is_some())
+    }
+
+    /// Makes sure that the trees of `layers` (base first) are there. `fetching` is told of blobs that must be fetched.
+    pub(crate) async fn ensure(
+        &self,
+        layers: &[Layer],
+        fetching: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), EngineError> {
+        let mut missing = Vec::new();
+        for (position, layer) in layers.iter().enumerate() {
+            if !self.has(&layer.diff_id)? {
+                missing.push((position, layer));
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let to_fetch: u64 = missing.iter().map(|(_, layer)| self.bytes_to_fetch(layer)).sum();
+        if to_fetch > 0 {
+            fetching(to_fetch);
+        }
+        let worker = self.worker().await?;
+        let mut blobs = futures::stream::iter(missing)
+            .map(|(position, layer)| async move {
+                Ok::<_, EngineError>((position, layer, self.blob(layer).await?))
+            })
+            .buffered(FETCHES);
+        while let Some((position, layer, path)) = blobs.try_next().await? {
+            let lowers = layers[..position].iter().map(|layer| layer.diff_id).collect();
+            let file =
+                blocking(move || std::fs::File::open(path).map_err(EngineError::io("open a layer"))).await?;
+            match worker.call(Request::Unpack { diff_id: layer.diff_id, lowers }, vec![file.into()]).await? {
+                Response::Unpacked { .. } => {}
+                _ => return Err(EngineError::Protocol),
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes_to_fetch(&self, layer: &Layer) -> u64 {
+        match &layer.blob {
+            LayerBlob::Base { descriptor, source } if matches!(**source, BaseSource::Registry(_)) => {
+                if self.bases.store.blob(&descriptor.digest).is_some() { 0 } else { descriptor.size }
+            }
+            LayerBlob::Base { .. } | LayerBlob::Stored(_) | LayerBlob::Making => 0,
+        }
+    }
+
+    async fn blob(&self, layer: &Layer) -> Result<PathBuf, EngineError> {
+        match &layer.blob {
+            LayerBlob::Base { descriptor, source } => self.bases.blob(descriptor, source).await,
+            LayerBlob::Stored(compressed) => {
+                self.bases.store.blob(&compressed.digest).ok_or(EngineError::LayerGone(layer.diff_id))
+            }
+            LayerBlob::Making => Err(EngineError::LayerGone(layer.diff_id)),
+        }
+    }
+}

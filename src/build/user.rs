@@ -1,0 +1,170 @@
+//! Users and groups of an image, by its own `/etc/passwd` and `/etc/group`.
+
+use serde::{Deserialize, Serialize};
+
+/// Who a process of an image runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageUser {
+    /// Its id inside the image.
+    pub uid: u32,
+    /// Its group's.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// `HOME`.
+    pub home: String,
+}
+
+/// Why a user or group cannot be told.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UserError {
+    /// No such user.
+    #[error("the image has no user `{0}` in /etc/passwd")]
+    User(String),
+    /// No such group.
+    #[error("the image has no group `{0}` in /etc/group")]
+    Group(String),
+}
+
+/// The two files of an image; empty where it has none.
+#[derive(Debug, Default)]
+pub(crate) struct Accounts {
+    pub(crate) passwd: Vec<u8>,
+    pub(crate) group: Vec<u8>,
+}
+
+struct PasswdLine<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: &'a str,
+}
+
+impl Accounts {
+    /// The user that `USER text` names: `name`, `uid`, `name:group`, `uid:gid`; nobody named is root.
+    ///
+    /// A number needs no line. With a group given there are no supplementary groups, as with Docker.
+    pub(crate) fn user(&self, text: Option<&str>) -> Result<ImageUser, UserError> {
+        let text = text.filter(|text| !text.is_empty()).unwrap_or("0");
+        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        let line = self.passwd_line(user);
+        let uid = match (&line, user.parse()) {
+            (Some(line), _) => line.uid,
+            (None, Ok(uid)) => uid,
+            (None, Err(_)) => return Err(UserError::User(user.to_owned())),
+        };
+        let (gid, groups) = match group.filter(|group| !group.is_empty()) {
+            Some(group) => (self.gid(group)?, Vec::new()),
+            None => (
+                line.as_ref().map_or(0, |line| line.gid),
+                line.as_ref().map_or_else(Vec::new, |line| self.groups_of(line.name)),
+            ),
+        };
+        let home = line.map_or("/", |line| line.home);
+        let home = if home.is_empty() { "/" } else { home }.to_owned();
+        Ok(ImageUser { uid, gid, groups, home })
+    }
+
+    /// The owner that `--chown=text` names: a user alone gives its own group, a number alone the same number, `user:` group 0.
+    pub(crate) fn owner(&self, text: &str) -> Result<(u32, u32), UserError> {
+        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        let number: Option<u32> = user.parse().ok();
+        let (uid, own_gid) = match (number, self.passwd_line(user)) {
+            (Some(uid), _) => (uid, uid),
+            (None, Some(line)) => (line.uid, line.gid),
+            (None, None) if user.is_empty() && group.is_some() => (0, 0),
+            (None, None) => return Err(UserError::User(user.to_owned())),
+        };
+        let gid = match group {
+            None => own_gid,
+            Some("") => 0,
+            Some(group) => self.gid(group)?,
+        };
+        Ok((uid, gid))
+    }
+
+    fn gid(&self, group: &str) -> Result<u32, UserError> {
+        let by_name = lines(&self.group).find_map(|fields| match fields.as_slice() {
+            [name, _, gid, ..] if *name == group => gid.parse().ok(),
+            _ => None,
+        });
+        by_name.or_else(|| group.parse().ok()).ok_or_else(|| UserError::Group(group.to_owned()))
+    }
+
+    fn passwd_line(&self, user: &str) -> Option<PasswdLine<'_>> {
+        let uid: Option<u32> = user.parse().ok();
+        let parsed = || {
+            lines(&self.passwd).filter_map(|fields| match fields.as_slice() {
+                [name, _, uid, gid, rest @ ..] => Some(PasswdLine {
+                    name,
+                    uid: uid.parse().ok()?,
+                    gid: gid.parse().ok()?,
+                    home: rest.get(1).copied().unwrap_or("/"),
+                }),
+                _ => None,
+            })
+        };
+        parsed().find(|line| line.name == user).or_else(|| parsed().find(|line| Some(line.uid) == uid))
+    }
+
+    fn groups_of(&self, user: &str) -> Vec<u32> {
+        let is_member = |members: &str| members.split(',').any(|member| member == user);
+        lines(&self.group)
+            .filter_map(|fields| match fields.as_slice() {
+                [_, _, gid, members, ..] if is_member(members) => gid.parse().ok(),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
+    file.split(|byte| *byte == b'\n')
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .map(|line| line.trim().split(':').collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounts() -> Accounts {
+        Accounts {
+            passwd:
+                b"root:x:0:0:root:/root:/bin/sh\n\xff:x:9:9::/:/\napp:x:1000:1001:App:/home/app:/bin/sh\n"
+                    .to_vec(),
+            group: b"root:x:0:\nstaff:x:50:app,other\napp:x:1001:\nadm:x:4:app".to_vec(),
+        }
+    }
+
+    fn user(text: &str) -> Result<(u32, u32, Vec<u32>, String), UserError> {
+        accounts().user(Some(text)).map(|user| (user.uid, user.gid, user.groups, user.home))
+    }
+
+    #[test]
+    fn a_user_is_found_by_name_and_by_number() {
+        let app = (1000, 1001, vec![50, 4], "/home/app".to_owned());
+        assert_eq!(user("app"), Ok(app.clone()));
+        assert_eq!(user("1000"), Ok(app));
+        assert_eq!(user(""), Ok((0, 0, vec![], "/root".to_owned())));
+        assert_eq!(user("77"), Ok((77, 0, vec![], "/".to_owned())));
+        assert_eq!(user("app:staff"), Ok((1000, 50, vec![], "/home/app".to_owned())));
+        assert_eq!(user("1000:7"), Ok((1000, 7, vec![], "/home/app".to_owned())));
+    }
+
+    #[test]
+    fn names_that_the_image_does_not_have_are_errors() {
+        assert_eq!(user("nobody"), Err(UserError::User("nobody".to_owned())));
+        assert_eq!(user("app:wheel"), Err(UserError::Group("wheel".to_owned())));
+        assert_eq!(Accounts::default().user(None).map(|user| (user.uid, user.home)), Ok((0, "/".to_owned())));
+    }
+
+    #[test]
+    fn an_owner_without_a_group_has_the_users_group_or_the_same_number() {
+        assert_eq!(accounts().owner("app"), Ok((1000, 1001)));
+        assert_eq!(accounts().owner("1000"), Ok((1000, 1000)));
+        assert_eq!(accounts().owner("app:"), Ok((1000, 0)));
+        assert_eq!(accounts().owner(":staff"), Ok((0, 50)));
+        assert_eq!(accounts().owner("2:3"), Ok((2, 3)));
+    }
+}

@@ -1,0 +1,355 @@
+//! The body of `hephy __sandbox build`: the side of a build that owns trees and runs commands.
+//!
+//! One thread, one request at a time, inside the build's user namespace. It holds no credential and has no
+//! network of its own use; it knows digests and descriptors, and its working directory is the layer store.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::build::copying;
+use crate::build::protocol::{
+    CopyFrom, CopyRequest, Made, Request, Response, RunEnd, RunRequest, WorkerFailure,
+};
+use crate::build::user::{Accounts, UserError};
+use crate::layers::{self, DiffInput, LayerStore, Lease, Owner, Owners, Staged, TreeInfo, UnpackOptions};
+use crate::oci::Digest;
+use crate::sandbox::{
+    Access, Changes, Mount, MountSource, Outcome, Received, RootSpec, Sandbox, SandboxError, Stdio, Step,
+    StepNetwork, UserIds, UsernsSandbox, worker,
+};
+
+/// The largest `/etc/passwd` that is read.
+const MAX_ACCOUNTS_BYTES: u64 = 10 * 1024 * 1024;
+
+/// What the processes of a RUN see as the name of their machine.
+const HOSTNAME: &str = "hephy-build";
+
+/// The name, in a step's scratch directory, of the script of a RUN heredoc.
+const SCRIPT_FILE: &str = "script";
+
+/// Why a request could not be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error("failed to use the layer store")]
+    Store(#[from] layers::StoreError),
+    #[error("failed to open a directory of the image")]
+    Root(#[from] layers::RootError),
+    #[error("failed to prepare a step's directory")]
+    Prepare(#[from] layers::FileError),
+    #[error("failed to unpack the layer {0}")]
+    Unpack(Digest, #[source] layers::UnpackError),
+    #[error("failed to unpack the context")]
+    Context(#[source] layers::UnpackError),
+    #[error(transparent)]
+    Copy(#[from] layers::CopyError),
+    #[error(transparent)]
+    Mode(#[from] layers::ModeError),
+    #[error("failed to find the step's changes")]
+    Diff(#[from] layers::DiffError),
+    #[error("failed to write the step's layer")]
+    Tar(#[from] layers::TarError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("failed to read the ignore file")]
+    Ignore(#[from] crate::dockerfile::IgnoreError),
+    #[error("failed to write the script of RUN")]
+    Script(#[source] std::io::Error),
+    #[error("the layer {0} is not in the store")]
+    NoTree(Digest),
+    #[error("the engine sent a request without its descriptor, or out of order")]
+    Protocol,
+}
+
+impl WorkerError {
+    /// Whether the pusher can fix it.
+    fn is_app(&self) -> bool {
+        matches!(self, Self::Copy(_) | Self::User(_) | Self::Mode(_) | Self::Ignore(_))
+    }
+}
+
+/// Serves the engine until it closes the channel.
+pub fn main() -> ExitCode {
+    let Ok(entered) = worker::enter() else { return ExitCode::FAILURE };
+    let mut channel = entered.channel;
+    let mut body = Body {
+        sandbox: entered.sandbox,
+        hangup: None,
+        store: None,
+        made: BTreeMap::new(),
+        next: 0,
+        context: None,
+    };
+    body.hangup = channel.as_fd().try_clone_to_owned().ok();
+    loop {
+        let received: Received<Request> = match channel.receive() {
+            Ok(Some(received)) => received,
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(_) => return ExitCode::FAILURE,
+        };
+        let response = body.serve(received.message, received.fds).unwrap_or_else(|error| {
+            Response::Failed(WorkerFailure { app: error.is_app(), chain: super::driver::chain(&error) })
+        });
+        if channel.send(&response, &[]).is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+}
+
+struct Store {
+    store: LayerStore,
+    lease: Lease,
+}
+
+pub(super) struct Body {
+    sandbox: UsernsSandbox,
+    /// Readable when the engine is gone: then a running command is ended.
+    hangup: Option<OwnedFd>,
+    store: Option<Store>,
+    made: BTreeMap<Made, (Staged, Vec<Digest>)>,
+    next: u64,
+    /// Where [`Request::Context`] put the context.
+    context: Option<Staged>,
+}
+
+impl Body {
+    fn serve(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Response, WorkerError> {
+        match request {
+            Request::Begin { map } => {
+                let store = LayerStore::open(Path::new("."), &map, None)?;
+                let lease = store.lease()?;
+                self.store = Some(Store { store, lease });
+                Ok(Response::Ready { isolation: format!("{:?}", self.sandbox.isolation()).to_lowercase() })
+            }
+            Request::Unpack { diff_id, lowers } => self.unpack(diff_id, &lowers, one(fds)?),
+            Request::Context => {
+                let staged = self.store()?.store.stage()?;
+                let root = layers::Root::open(staged.tree())?;
+                layers::unpack_layer(File::from(one(fds)?), &root, None, &UnpackOptions::default())
+                    .map_err(WorkerError::Context)?;
+                self.context = Some(staged);
+                Ok(Response::Done)
+            }
+            Request::Run(run) => self.run(&run, one(fds)?),
+            Request::Copy(copy) => self.copy(&copy, fds.into_iter().next()),
+            Request::Hash(copy) => {
+                let from = copying::Source::open(self, &copy.from, fds.into_iter().next())?;
+                let hash = copying::hash(&copy, from.root());
+                from.close(self)?;
+                Ok(Response::Hashed(hash?.digest))
+            }
+            Request::MakeDirectory { lowers, path, user } => self.in_root(lowers, |root| {
+                let user = accounts(root)?.user(user.as_deref())?;
+                let owner = Owner { uid: user.uid, gid: user.gid };
+                root.create_dirs(Path::new(&path), 0o755, Some(owner))?;
+                Ok(())
+            }),
+            Request::Diff { made, epoch } => self.diff(made, epoch, one(fds)?),
+            Request::Commit { made, diff_id, entries, bytes } => {
+                let (staged, _) = self.made.remove(&made).ok_or(WorkerError::Protocol)?;
+                self.store()?.store.commit_tree(staged, &diff_id, TreeInfo { entries, bytes })?;
+                self.store()?.lease.hold(&diff_id)?;
+                Ok(Response::Done)
+            }
+            Request::Discard { made } => {
+                drop(self.made.remove(&made));
+                Ok(Response::Done)
+            }
+            Request::User { layers, user } => {
+                let source = copying::Source::open(self, &CopyFrom::Layers(layers), None)?;
+                let found = accounts(source.root()).and_then(|accounts| Ok(accounts.user(user.as_deref())?));
+                source.close(self)?;
+                Ok(Response::User(found?))
+            }
+            Request::Settle => {
+                self.store()?.store.settle()?;
+                Ok(Response::Done)
+            }
+        }
+    }
+
+    pub(super) fn sandbox(&mut self) -> &mut UsernsSandbox {
+        &mut self.sandbox
+    }
+
+    pub(super) fn context(&self) -> Result<&Path, WorkerError> {
+        self.context.as_ref().map(Staged::tree).ok_or(WorkerError::Protocol)
+    }
+
+    fn store(&self) -> Result<&Store, WorkerError> {
+        self.store.as_ref().ok_or(WorkerError::Protocol)
+    }
+
+    pub(super) fn stage(&self) -> Result<Staged, WorkerError> {
+        Ok(self.store()?.store.stage()?)
+    }
+
+    /// The trees of layers, in the order given.
+    pub(super) fn trees(&self, layers: &[Digest]) -> Result<Vec<PathBuf>, WorkerError> {
+        let lease = &self.store()?.lease;
+        layers.iter().map(|id| lease.tree(id)?.ok_or(WorkerError::NoTree(*id))).collect()
+    }
+
+    fn unpack(&self, diff_id: Digest, lowers: &[Digest], blob: OwnedFd) -> Result<Response, WorkerError> {
+        let Store { store, lease } = self.store()?;
+        let _lock = store.lock_layer(&diff_id)?;
+        if lease.tree(&diff_id)?.is_some() {
+            return Ok(Response::Unpacked { bytes: 0 });
+        }
+        let lowers = self.roots(lowers)?;
+        let staged = store.stage()?;
+        let root = layers::Root::open(staged.tree())?;
+        let options = UnpackOptions { lowers: &lowers, ..UnpackOptions::default() };
+        let unpacked = layers::unpack_layer(File::from(blob), &root, Some(&diff_id), &options)
+            .map_err(|error| WorkerError::Unpack(diff_id, error))?;
+        store.commit_tree(staged, &diff_id, TreeInfo { entries: unpacked.entries, bytes: unpacked.bytes })?;
+        lease.hold(&diff_id)?;
+        Ok(Response::Unpacked { bytes: unpacked.bytes })
+    }
+
+    /// The trees of layers, topmost first, as the layer mechanisms take them.
+    fn roots(&self, layers: &[Digest]) -> Result<Vec<layers::Root>, WorkerError> {
+        self.trees(layers)?.iter().rev().map(|tree| Ok(layers::Root::open(tree)?)).collect()
+    }
+
+    /// Opens the merged tree of `lowers`, whose changes go to `staged`.
+    pub(super) fn open_root(
+        &mut self,
+        staged: &Staged,
+        lowers: &[Digest],
+    ) -> Result<crate::sandbox::Root, WorkerError> {
+        layers::match_root(&layers::Root::open(staged.tree())?, &self.roots(lowers)?, Owners::Keep)?;
+        let spec = RootSpec {
+            lowers: self.trees(lowers)?,
+            upper: staged.tree().to_owned(),
+            work: staged.work().to_owned(),
+            mount_point: staged.work().with_file_name("merged"),
+        };
+        Ok(self.sandbox.open(&spec)?)
+    }
+
+    /// Lets `change` write into the merged tree of `lowers`, and keeps what it changed.
+    fn in_root(
+        &mut self,
+        lowers: Vec<Digest>,
+        change: impl FnOnce(&layers::Root) -> Result<(), WorkerError>,
+    ) -> Result<Response, WorkerError> {
+        let staged = self.stage()?;
+        let root = self.open_root(&staged, &lowers)?;
+        let changed =
+            layers::Root::open(root.path()).map_err(WorkerError::from).and_then(|root| change(&root));
+        self.sandbox.close(root)?;
+        changed?;
+        Ok(Response::Changed(self.keep(staged, lowers)))
+    }
+
+    fn keep(&mut self, staged: Staged, lowers: Vec<Digest>) -> Made {
+        self.next += 1;
+        let made = Made(self.next);
+        self.made.insert(made, (staged, lowers));
+        made
+    }
+
+    fn copy(&mut self, copy: &CopyRequest, context: Option<OwnedFd>) -> Result<Response, WorkerError> {
+        let from = copying::Source::open(self, &copy.from, context)?;
+        let changed = self.in_root(copy.lowers.clone(), |root| copying::copy(copy, from.root(), root));
+        from.close(self)?;
+        changed
+    }
+
+    fn run(&mut self, run: &RunRequest, output: OwnedFd) -> Result<Response, WorkerError> {
+        let staged = self.stage()?;
+        let mut root = self.open_root(&staged, &run.lowers)?;
+        let scratch = staged.work().with_file_name(SCRIPT_FILE);
+        let end = self.run_in(&mut root, run, &scratch, output);
+        // Removes the mount points that the step needed, so that they are in no layer.
+        let changes = self.sandbox.changes(&mut root);
+        self.sandbox.close(root)?;
+        let end = end?;
+        let Changes::Upper { .. } = changes? else { return Err(WorkerError::Protocol) };
+        let made = (end == RunEnd::Exited(0)).then(|| self.keep(staged, run.lowers.clone()));
+        Ok(Response::Ran { end, made })
+    }
+
+    fn run_in(
+        &mut self,
+        root: &mut crate::sandbox::Root,
+        run: &RunRequest,
+        scratch: &Path,
+        output: OwnedFd,
+    ) -> Result<RunEnd, WorkerError> {
+        let files = layers::Root::open(root.path())?;
+        let user = accounts(&files)?.user(run.user.as_deref())?;
+        files.create_dirs(Path::new(&run.directory), 0o755, None)?;
+        let mut environment: Vec<_> = run.environment.clone().into_iter().collect();
+        if !run.environment.contains_key("HOME") {
+            environment.push(("HOME".to_owned(), user.home));
+        }
+        let step = Step {
+            argv: run.argv.clone(),
+            environment,
+            directory: PathBuf::from(&run.directory),
+            user: UserIds { uid: user.uid, gid: user.gid, groups: user.groups },
+            hostname: HOSTNAME.to_owned(),
+            mounts: script(run, scratch)?,
+            network: if run.offline { StepNetwork::None } else { StepNetwork::Workers },
+            ..Step::default()
+        };
+        drop(files);
+        let running = self.sandbox.start(root, &step, Stdio::merged(output.as_fd())?)?;
+        drop(output);
+        let limit = Duration::from_millis(run.limit_millis);
+        let outcome = running.wait(Some(limit), self.hangup.as_ref().map(AsFd::as_fd))?;
+        Ok(match outcome {
+            Outcome::Exited(status) => RunEnd::Exited(status),
+            Outcome::Signalled(signal) => RunEnd::Signalled(signal),
+            Outcome::TimedOut => RunEnd::TimedOut,
+            Outcome::Cancelled => RunEnd::Cancelled,
+        })
+    }
+
+    fn diff(&self, made: Made, epoch: Option<i64>, out: OwnedFd) -> Result<Response, WorkerError> {
+        let (staged, lowers) = self.made.get(&made).ok_or(WorkerError::Protocol)?;
+        let upper = layers::Root::open(staged.tree())?;
+        let changes = layers::diff(&DiffInput { upper: &upper, lowers: &self.roots(lowers)?, ignore: &[] })?;
+        if changes.is_empty() {
+            return Ok(Response::Diffed { entries: 0, bytes: 0 });
+        }
+        let written = layers::write_tar(&changes, &upper, epoch, File::from(out))?;
+        layers::normalize_times(&changes, &upper, epoch)?;
+        Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
+    }
+}
+
+/// The script of a RUN heredoc, as a file that the step sees where `argv` says.
+fn script(run: &RunRequest, scratch: &Path) -> Result<Vec<Mount>, WorkerError> {
+    let (Some(content), Some(target)) = (&run.script, run.argv.first()) else { return Ok(Vec::new()) };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o755)
+        .open(scratch)
+        .map_err(WorkerError::Script)?;
+    file.write_all(content.as_bytes()).map_err(WorkerError::Script)?;
+    let source = MountSource::Bind { source: scratch.to_owned() };
+    Ok(vec![Mount { target: PathBuf::from(target), source, access: Access::ReadOnly }])
+}
+
+/// The image's users and groups.
+pub(super) fn accounts(root: &layers::Root) -> Result<Accounts, WorkerError> {
+    let read = |path: &str| {
+        Ok::<_, WorkerError>(root.read(Path::new(path), MAX_ACCOUNTS_BYTES)?.unwrap_or_default())
+    };
+    Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
+}
+
+fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, WorkerError> {
+    fds.into_iter().next().ok_or(WorkerError::Protocol)
+}

@@ -1,0 +1,414 @@
+//! `hephy build`: an image for one platform from a Dockerfile, with kaniko's names for what kaniko has.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use rustix::fs::{FlockOperation, flock};
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{
+    BuildEvent, BuildFailure, BuildLimits, BuildOptions, BuildResult, CacheUse, Compression, EVENTS_FILE,
+    EventSink, LOCK_FILE, Mirror, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed,
+    layers_directory, with_default_tag,
+};
+use crate::oci::{Host, Platform, Reference};
+use crate::registry::client::{Client, ClientConfig, Credentials};
+use crate::sandbox::IdMap;
+
+/// The largest Docker configuration that is read.
+const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
+
+/// Exit codes beside 0.
+mod code {
+    pub(super) const APP: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const PLATFORM: u8 = 3;
+    pub(super) const TIMED_OUT: u8 = 124;
+    pub(super) const CANCELLED: u8 = 130;
+}
+
+/// Build an image from a Dockerfile
+#[derive(Debug, Clone, Args)]
+pub struct BuildArguments {
+    /// The directory with the files that COPY and ADD may take
+    #[arg(short, long, value_name = "DIRECTORY", default_value = ".")]
+    pub context: String,
+    /// The Dockerfile, relative to the context or absolute
+    #[arg(short = 'f', long, value_name = "FILE", default_value = "Dockerfile")]
+    pub dockerfile: PathBuf,
+    /// Where the image is pushed, HOST[:PORT]/REPOSITORY[:TAG]; may be repeated
+    #[arg(short, long, value_name = "REFERENCE")]
+    pub destination: Vec<Reference>,
+    /// A build argument, NAME=VALUE, or NAME for its value in the environment; may be repeated
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub build_arg: Vec<String>,
+    /// The stage to build [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// A label over those of the Dockerfile; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub label: Vec<String>,
+    /// The platform of the image [default: this machine's]
+    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    pub custom_platform: Option<Platform>,
+    /// Build for a platform whose programs this machine does not run natively
+    #[arg(long)]
+    pub force: bool,
+    /// Build without pushing
+    #[arg(long)]
+    pub no_push: bool,
+    /// Push destinations without a tag by digest only
+    #[arg(long, hide = true)]
+    pub push_by_digest: bool,
+    /// Write the digest of the manifest to a file
+    #[arg(long, value_name = "FILE")]
+    pub digest_file: Option<PathBuf>,
+    /// Write the image to a tar, for `docker load` and `skopeo`
+    #[arg(long, value_name = "FILE")]
+    pub tar_path: Option<PathBuf>,
+    /// Add the image to an OCI image layout
+    #[arg(long, value_name = "DIRECTORY")]
+    pub oci_layout_path: Option<PathBuf>,
+    /// How layers are compressed
+    #[arg(long, value_enum, default_value = "gzip")]
+    pub compression: Compression,
+    /// How hard: 1 to 9 for gzip, 1 to 22 for zstd [default: 6, 3]
+    #[arg(long, value_name = "LEVEL")]
+    pub compression_level: Option<i32>,
+    /// How RUN is kept from the machine
+    #[arg(long, value_enum, default_value = "auto")]
+    pub isolation: IsolationChoice,
+    /// What network RUN has
+    #[arg(long, value_enum, default_value = "host")]
+    pub network: NetworkMode,
+    /// Where layers and the step cache are kept [default: $XDG_DATA_HOME/hephy]
+    #[arg(long, env = "HEPHY_DATA", value_name = "DIRECTORY")]
+    pub data: Option<PathBuf>,
+    /// Where base images of docker.io are looked for first: HOST[:PORT]/PREFIX, or oci:DIRECTORY; may be repeated
+    #[arg(
+        long,
+        alias = "registry-mirror",
+        env = "HEPHY_MIRROR",
+        value_delimiter = ',',
+        value_name = "PLACE"
+    )]
+    pub mirror: Vec<Mirror>,
+    /// A registry that speaks plain HTTP (loopback always does); may be repeated
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub insecure_registry: Vec<Host>,
+    /// How progress is told, on standard error
+    #[arg(long, value_enum, default_value = "plain")]
+    pub progress: Progress,
+    /// Run every step, whatever the cache knows
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Seconds since 1970: no time in the image is later
+    #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_hyphen_values = true)]
+    pub source_date_epoch: Option<i64>,
+    /// Leave aside layers that were made for another SOURCE_DATE_EPOCH: the same source gives the same digest anywhere
+    #[arg(long)]
+    pub reproducible: bool,
+    /// How long the build may take
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub time_limit: Duration,
+    /// How much memory a RUN may use, where cgroups are delegated
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<u64>,
+    /// How many processors a RUN may use, where cgroups are delegated
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<f64>,
+    /// Read registry credentials from standard input, as a Docker configuration
+    #[arg(long, hide = true)]
+    pub docker_config_stdin: bool,
+    /// A directory for the build's lock, events and result
+    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    pub build_directory: Option<PathBuf>,
+}
+
+/// How RUN is kept from the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IsolationChoice {
+    /// The best there is.
+    Auto,
+    /// User, mount and process namespaces.
+    Userns,
+}
+
+/// How progress is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// Lines for people.
+    Plain,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Runs the verb.
+#[must_use]
+pub fn run(arguments: &BuildArguments) -> ExitCode {
+    // Before anything secret is read: no process of this user opens our memory.
+    let not_dumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if let Err(error) = not_dumpable {
+        return refused(&format!("failed to protect the engine's memory: {error}"), code::PLATFORM);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refused(&format!("failed to start: {error}"), code::PLATFORM),
+    };
+    let directory = match arguments.build_directory.as_deref().map(BuildDirectory::open).transpose() {
+        Ok(directory) => directory,
+        Err(error) => return refused(&error, code::PLATFORM),
+    };
+    let options = match options(arguments) {
+        Ok(options) => options,
+        Err(refusal) => {
+            if let Some(directory) = &directory {
+                directory.refuse(&refusal);
+            }
+            return refused(&refusal.text, refusal.code);
+        }
+    };
+    let events = sink(arguments.progress, directory.as_ref());
+    let (result, afterwards) = runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        let signals = tokio::spawn(cancel_on_signals(cancel.clone()));
+        let result = build(options, events, cancel).await;
+        signals.abort();
+        result
+    });
+    let written =
+        directory.as_ref().map_or(Ok(()), |directory| result.write(&directory.path.join(RESULT_FILE)));
+    if let Err(error) = written {
+        return refused(&format!("failed to write the result: {error}"), code::PLATFORM);
+    }
+    let code = conclude(arguments, &result);
+    runtime.block_on(afterwards.settle());
+    // What was asked to stop has stopped; what blocks in a dead pipe is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    code
+}
+
+/// Why a build does not begin.
+struct Refusal {
+    text: String,
+    code: u8,
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self { text, code: code::USAGE }
+    }
+}
+
+fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
+    let outputs = [&arguments.tar_path, &arguments.oci_layout_path];
+    if arguments.destination.is_empty() && !arguments.no_push && outputs.iter().all(|output| output.is_none())
+    {
+        return Err("nowhere to push: give `--destination HOST/REPOSITORY:TAG`, or `--no-push`"
+            .to_owned()
+            .into());
+    }
+    let native = Platform::native();
+    let platform = arguments.custom_platform.clone().unwrap_or_else(|| native.clone());
+    if platform != native && !arguments.force {
+        return Err(format!(
+            "this machine runs {native} natively, not {platform}: build it on a {} machine, or give `--force`",
+            platform.architecture()
+        )
+        .into());
+    }
+    let data = data_directory(arguments)?;
+    let platform_error = |text: String| Refusal { text, code: code::PLATFORM };
+    std::fs::create_dir_all(&data)
+        .map_err(|error| platform_error(format!("`{}`: {error}", data.display())))?;
+    let ids = IdMap::choose(&data.join("idmap.json"))
+        .map_err(|error| platform_error(crate::build::chain(&error).join(": ")))?;
+    let mut build_args = BTreeMap::new();
+    for argument in &arguments.build_arg {
+        match argument.split_once('=') {
+            Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
+            None => drop(std::env::var(argument).map(|value| build_args.insert(argument.clone(), value))),
+        }
+    }
+    let epoch_argument = || build_args.get("SOURCE_DATE_EPOCH").map(|text| text.parse::<i64>());
+    let epoch = match (arguments.source_date_epoch, epoch_argument()) {
+        (Some(epoch), _) | (None, Some(Ok(epoch))) => Some(epoch),
+        (None, None) => None,
+        (None, Some(Err(_))) => return Err("SOURCE_DATE_EPOCH is not a number of seconds".to_owned().into()),
+    };
+    let labels = arguments.label.iter().map(|label| match label.split_once('=') {
+        Some((name, value)) => (name.to_owned(), value.to_owned()),
+        None => (label.clone(), String::new()),
+    });
+    let destinations = if arguments.no_push { &[][..] } else { &arguments.destination };
+    let tagged = |reference: &Reference| {
+        if arguments.push_by_digest { reference.clone() } else { with_default_tag(reference.clone()) }
+    };
+    Ok(BuildOptions {
+        context: PathBuf::from(arguments.context.strip_prefix("dir://").unwrap_or(&arguments.context)),
+        dockerfile: arguments.dockerfile.clone(),
+        platform,
+        target: arguments.target.clone(),
+        build_args,
+        labels: labels.collect(),
+        destinations: destinations.iter().map(tagged).collect(),
+        mirrors: arguments.mirror.clone(),
+        layers: layers_directory(&data),
+        ids,
+        epoch,
+        reproducible: arguments.reproducible,
+        cache: if arguments.no_cache { CacheUse::Ignore } else { CacheUse::Read },
+        network: arguments.network,
+        limits: BuildLimits {
+            time: arguments.time_limit,
+            memory_bytes: arguments.memory,
+            cpus: arguments.cpus,
+        },
+        compression: compression(arguments.compression, arguments.compression_level),
+        oci_layout: arguments.oci_layout_path.clone(),
+        tar: arguments.tar_path.clone(),
+        client: client(arguments)?,
+    })
+}
+
+fn data_directory(arguments: &BuildArguments) -> Result<PathBuf, String> {
+    let from_environment = || {
+        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        var("XDG_DATA_HOME")
+            .or_else(|| Some(var("HOME")?.join(".local/share")))
+            .map(|base| base.join("hephy"))
+    };
+    let data = arguments
+        .data
+        .clone()
+        .or_else(from_environment)
+        .ok_or("give `--data DIRECTORY`: there is no HOME")?;
+    std::path::absolute(&data).map_err(|error| format!("`{}`: {error}", data.display()))
+}
+
+fn client(arguments: &BuildArguments) -> Result<Client, String> {
+    let credentials = if arguments.docker_config_stdin {
+        let mut text = String::new();
+        let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
+        read.map_err(|error| format!("failed to read credentials: {error}"))?;
+        Credentials::docker_config_json(&text)
+    } else {
+        Credentials::from_environment()
+    };
+    let credentials = credentials.map_err(|error| crate::build::chain(&error).join(": "))?;
+    let plain_http = arguments.insecure_registry.iter().cloned().collect();
+    Ok(Client::new(ClientConfig { credentials, plain_http, ..ClientConfig::default() }))
+}
+
+/// The build's own directory, locked while we live.
+struct BuildDirectory {
+    path: PathBuf,
+    events: Arc<Mutex<File>>,
+    _lock: File,
+}
+
+impl BuildDirectory {
+    fn open(path: &Path) -> Result<Self, String> {
+        let error = |error: io::Error| format!("`{}`: {error}", path.display());
+        std::fs::create_dir_all(path).map_err(error)?;
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join(LOCK_FILE))
+            .map_err(error)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| format!("another engine builds in `{}`", path.display()))?;
+        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(error)?;
+        let events =
+            OpenOptions::new().create(true).append(true).open(path.join(EVENTS_FILE)).map_err(error)?;
+        Ok(Self { path: path.to_owned(), events: Arc::new(Mutex::new(events)), _lock: lock })
+    }
+
+    /// Leaves the result of a build that did not begin.
+    fn refuse(&self, refusal: &Refusal) {
+        let failure = BuildFailure::app(refusal.text.clone());
+        let failure = match (refusal.code, failure) {
+            (code::PLATFORM, BuildFailure::App(step)) => BuildFailure::Platform(step),
+            (_, failure) => failure,
+        };
+        let outcome = Outcome::Failed(failure);
+        let result =
+            BuildResult { started_at: jiff::Timestamp::now(), milliseconds: 0, cache_hits: 0, outcome };
+        // Without a result the driver says what our exit says.
+        drop(result.write(&self.path.join(RESULT_FILE)));
+    }
+}
+
+fn sink(progress: Progress, directory: Option<&BuildDirectory>) -> EventSink {
+    let file = directory.map(|directory| Arc::clone(&directory.events));
+    Arc::new(move |event: BuildEvent| {
+        let json = || serde_json::to_string(&event).unwrap_or_default();
+        if let Some(file) = &file {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            // A full disk ends the build elsewhere, with a name.
+            drop(file.write_all(format!("{}\n", json()).as_bytes()));
+            return;
+        }
+        match progress {
+            Progress::Json => tell(&json()),
+            Progress::Plain => event.lines().iter().for_each(|line| tell(line)),
+        }
+    })
+}
+
+/// Writes a line; whoever closed our standard error did not cancel the build.
+fn tell(line: &str) {
+    drop(writeln!(io::stderr().lock(), "{line}"));
+}
+
+fn refused(text: &str, code: u8) -> ExitCode {
+    tell(&format!("hephy build: {text}"));
+    ExitCode::from(code)
+}
+
+async fn cancel_on_signals(cancel: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    cancel.cancel();
+}
+
+fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
+    let image = match &result.outcome {
+        Outcome::Built { image, .. } => image,
+        Outcome::Failed(failure) => {
+            return ExitCode::from(match failure {
+                BuildFailure::App(_) => code::APP,
+                BuildFailure::Platform(_) => code::PLATFORM,
+                BuildFailure::Cancelled => code::CANCELLED,
+                BuildFailure::TimedOut { .. } => code::TIMED_OUT,
+            });
+        }
+    };
+    if let Some(path) = &arguments.digest_file
+        && let Err(error) = std::fs::write(path, image.manifest.to_string())
+    {
+        return refused(&format!("failed to write `{}`: {error}", path.display()), code::PLATFORM);
+    }
+    if arguments.build_directory.is_none() {
+        if arguments.progress == Progress::Plain {
+            tell(&format!("Built {} in {}", image.platform, elapsed(result.milliseconds)));
+        }
+        drop(writeln!(io::stdout().lock(), "{}", image.manifest));
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,3 @@
+//! The command line: the only module that prints.
+
+pub mod build;

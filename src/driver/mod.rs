@@ -1,0 +1,3 @@
+//! Where builds happen: implementations of [`crate::build::Driver`].
+
+pub mod local;
