@@ -39,8 +39,12 @@ fn own_child() -> Option<ExitCode> {
         return Some(match body.as_ref().and_then(|body| body.to_str()) {
             Some("build") => hephy::build::worker::main(),
             Some(hephy::sandbox::steps::BODY) => hephy::sandbox::steps::main(),
+            Some(hephy::sandbox::app::BODY) => hephy::sandbox::app::inner_main(),
             _ => ExitCode::from(2),
         });
+    }
+    if command == hephy::sandbox::INIT_COMMAND {
+        return Some(hephy::sandbox::app::init_main(arguments.next().map(Into::into)));
     }
     None
 }

@@ -121,8 +121,8 @@ impl IdMap {
     fn of_user() -> Result<Self, SandboxError> {
         let (uid, gid) = (Uid::effective(), Gid::effective());
         let name = User::from_uid(uid).ok().flatten().map(|user| user.name);
-        let sub_uid = subordinate_range("/etc/subuid", name.as_deref(), uid.as_raw())?;
-        let sub_gid = subordinate_range("/etc/subgid", name.as_deref(), uid.as_raw())?;
+        let users = subordinate_range("/etc/subuid", name.as_deref(), uid.as_raw())?;
+        let groups = subordinate_range("/etc/subgid", name.as_deref(), uid.as_raw())?;
         let extents = |own: u32, (first, count): (u32, u32)| {
             vec![
                 Extent { inside: 0, outside: own, count: 1 },
@@ -130,8 +130,8 @@ impl IdMap {
             ]
         };
         Ok(Self {
-            uids: extents(uid.as_raw(), sub_uid),
-            gids: extents(gid.as_raw(), sub_gid),
+            uids: extents(uid.as_raw(), users),
+            gids: extents(gid.as_raw(), groups),
             writer: MapWriter::Programs,
         })
     }
@@ -311,8 +311,9 @@ mod tests {
     #[test]
     fn a_taken_range_is_passed_over_and_an_adjacent_one_is_not() {
         let first = u64::from(CANDIDATES.start);
-        assert_eq!(free_slot(&[first + 9..first + 10], 0), Some(CANDIDATES.start + COUNT));
-        assert_eq!(free_slot(&[first + 65_536..first + 65_537], 0), Some(CANDIDATES.start));
+        let taken = |range: Range<u64>| vec![range];
+        assert_eq!(free_slot(&taken(first + 9..first + 10), 0), Some(CANDIDATES.start + COUNT));
+        assert_eq!(free_slot(&taken(first + 65_536..first + 65_537), 0), Some(CANDIDATES.start));
     }
 
     #[test]

@@ -38,6 +38,9 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
 /// The directories of a step without a `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Asks the first process to wait for all processes instead of the command alone; no command has a use for it.
+pub(super) const LINGER: Signal = Signal::SIGPWR;
+
 /// What the first process tells the worker before it ends.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
@@ -92,7 +95,7 @@ fn begin(
     let forked = system::fork_into(nix::sched::CloneFlags::empty()).doing(|| "fork".to_owned())?;
     let command = match forked {
         ForkResult::Child => {
-            let error = execute(step, &program, stdio);
+            let error = execute(step, &program, &stdio);
             // The pipe is the first process's too; one of the two writes.
             system::leave(program.status_of(&error, report));
         }
@@ -112,29 +115,51 @@ fn has_no_reader(pipe: BorrowedFd<'_>) -> bool {
 
 /// Waits for the command; whatever else ends is reaped, whatever else is asked is passed on to the command.
 fn reap_until(command: Pid) -> Result<Outcome, SandboxError> {
+    let mut outcome = None;
+    let mut linger = false;
     loop {
-        let signal = match SigSet::all().wait() {
-            // A real-time signal, which has no name and no receiver here.
-            Err(Errno::EINVAL | Errno::EINTR) => continue,
-            other => other.doing(|| "wait for a signal".to_owned())?,
-        };
-        if signal != Signal::SIGCHLD {
-            // It may have ended a moment ago; then its end is the next thing heard.
-            match nix::sys::signal::kill(command, signal) {
-                Ok(()) | Err(Errno::ESRCH) => continue,
-                Err(error) => return Err(error).doing(|| format!("pass on {signal}")),
-            }
+        match SigSet::all().wait() {
+            // The last two: a real-time signal, which has no name and no receiver here.
+            Ok(Signal::SIGCHLD) | Err(Errno::EINVAL | Errno::EINTR) => {}
+            Ok(LINGER) => linger = true,
+            Ok(signal) => pass_on(command, signal)?,
+            Err(error) => return Err(error).doing(|| "wait for a signal".to_owned()),
         }
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) if pid == command => return Ok(Outcome::Exited(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
-                    return Ok(Outcome::Signalled(signal as i32));
-                }
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(error).doing(|| "wait for a process".to_owned()),
+        let any_left = reap(command, &mut outcome)?;
+        if let Some(outcome) = outcome
+            && !(linger && any_left)
+        {
+            return Ok(outcome);
+        }
+    }
+}
+
+/// To the command's whole group: a shell that runs it as its child passes nothing on.
+fn pass_on(command: Pid, signal: Signal) -> Result<(), SandboxError> {
+    let sent = match nix::sys::signal::killpg(command, signal) {
+        // It has not made its group yet.
+        Err(Errno::ESRCH) => nix::sys::signal::kill(command, signal),
+        other => other,
+    };
+    match sent {
+        // It may have ended a moment ago; then its end is the next thing heard.
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).doing(|| format!("pass on {signal}")),
+    }
+}
+
+/// Reaps what has ended; tells whether any child is left.
+fn reap(command: Pid, outcome: &mut Option<Outcome>) -> Result<bool, SandboxError> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == command => *outcome = Some(Outcome::Exited(status)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => {
+                *outcome = Some(Outcome::Signalled(signal as i32));
             }
+            Ok(WaitStatus::StillAlive) => return Ok(true),
+            Err(Errno::ECHILD) => return Ok(false),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).doing(|| "wait for a process".to_owned()),
         }
     }
 }
@@ -208,7 +233,7 @@ impl From<SandboxError> for ExecuteError {
     }
 }
 
-fn execute(step: &Step, program: &Program, stdio: Stdio) -> ExecuteError {
+fn execute(step: &Step, program: &Program, stdio: &Stdio) -> ExecuteError {
     match become_the_step(step, stdio) {
         Ok(()) => ExecuteError::Exec(program.exec()),
         Err(error) => error.into(),
@@ -233,7 +258,7 @@ impl Program {
 }
 
 /// Streams, limits, directory and rights, in the order in which each still may be changed.
-fn become_the_step(step: &Step, stdio: Stdio) -> Result<(), SandboxError> {
+fn become_the_step(step: &Step, stdio: &Stdio) -> Result<(), SandboxError> {
     nix::unistd::setsid().doing(|| "start a session".to_owned())?;
     let streams = || "set up the standard streams".to_owned();
     nix::unistd::dup2_stdin(&stdio.stdin).doing(streams)?;
@@ -242,6 +267,7 @@ fn become_the_step(step: &Step, stdio: Stdio) -> Result<(), SandboxError> {
     system::close_all_on_exec().doing(streams)?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     limit_resources()?;
+    give_streams(step, stdio);
     rustix::process::chdir(&step.directory)
         .doing(|| format!("enter the working directory `{}`", step.directory.display()))?;
     drop_capabilities()?;
@@ -250,6 +276,20 @@ fn become_the_step(step: &Step, stdio: Stdio) -> Result<(), SandboxError> {
         nix::sys::prctl::set_no_new_privs().doing(|| "give up new privileges".to_owned())?;
     }
     system::reset_signals().doing(|| "reset signals".to_owned())
+}
+
+/// Programs open `/dev/stdout` and `/dev/stderr` again by name, which takes rights to the pipe itself. A pipe that belongs
+/// to nobody in the sandbox stays as it is.
+fn give_streams(step: &Step, stdio: &Stdio) {
+    for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+        if !system::is_pipe(stream.as_fd()) {
+            continue;
+        }
+        let (uid, gid) = (Uid::from_raw(step.user.uid), Gid::from_raw(step.user.gid));
+        if let Err(error) = nix::unistd::fchown(stream, Some(uid), Some(gid)) {
+            tracing::debug!(%error, "a stream of the step cannot be opened by name");
+        }
+    }
 }
 
 /// No core files; as many open files as usual at first, and as many as we may have if it asks.

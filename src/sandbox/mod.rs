@@ -9,6 +9,7 @@
 //! loopback (a network namespace that belongs to somebody else), more memory or processes than it is given (control
 //! groups), and a life after its caller's (the kernel ends the tree with the first process, and that one with the worker).
 
+pub mod app;
 pub mod cgroup;
 mod error;
 mod ids;
@@ -16,6 +17,7 @@ mod init;
 mod mount_points;
 mod network;
 mod overlay;
+pub mod preflight;
 mod protocol;
 mod root;
 mod running;

@@ -69,7 +69,7 @@ pub(super) fn enter(path: &Path, step: &Step, files: &NetworkFiles) -> Result<()
     let root = mount_points::open_root(path)?;
     let root = root.as_fd();
     mount_proc(root)?;
-    attach(root, Path::new("/sys"), Kind::Directory, bind(Path::new("/sys"), Access::ReadOnly)?)?;
+    attach(root, Path::new("/sys"), Kind::Directory, &bind(Path::new("/sys"), Access::ReadOnly)?)?;
     mount_dev(root)?;
     mount_files(root, step, files)?;
     for mount in &step.mounts {
@@ -162,7 +162,7 @@ fn mount_files(root: BorrowedFd<'_>, step: &Step, files: &NetworkFiles) -> Resul
             .and_then(|mut file| file.write_all(content.as_bytes()))
             .doing(doing)?;
         let copy = clone_tree(source.as_fd()).doing(doing)?;
-        attach(root, Path::new(target), Kind::File, copy)?;
+        attach(root, Path::new(target), Kind::File, &copy)?;
         rustix::fs::unlinkat(&dev, *name, rustix::fs::AtFlags::empty()).doing(doing)?;
     }
     Ok(())
@@ -171,7 +171,7 @@ fn mount_files(root: BorrowedFd<'_>, step: &Step, files: &NetworkFiles) -> Resul
 fn mount_extra(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), SandboxError> {
     match &mount.source {
         MountSource::Bind { source } => {
-            attach(root, &mount.target, target_kind(mount)?, bind(source, mount.access)?)
+            attach(root, &mount.target, target_kind(mount)?, &bind(source, mount.access)?)
         }
         MountSource::Tmpfs { max_bytes, mode } => {
             let size = max_bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
@@ -232,7 +232,7 @@ fn clone_tree(at: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     rustix::mount::open_tree(at, "", flags)
 }
 
-fn attach(root: BorrowedFd<'_>, target: &Path, kind: Kind, tree: OwnedFd) -> Result<(), SandboxError> {
+fn attach(root: BorrowedFd<'_>, target: &Path, kind: Kind, tree: &OwnedFd) -> Result<(), SandboxError> {
     let at = required(root, target, kind)?;
     move_onto(tree.as_fd(), at.as_fd()).doing(|| format!("mount on `{}`", target.display()))
 }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use rustix::process::PidfdFlags;
 
 use super::error::Doing;
-use super::init::Report;
+use super::init::{LINGER, Report};
 use super::{Outcome, SandboxError};
 
 /// The longest report of a first process: an error with its causes.
@@ -96,6 +96,13 @@ impl Running {
             return self.kill();
         }
         nix::sys::signal::kill(self.first, signal).doing(doing)
+    }
+
+    /// From now on the step is over when all its processes are, not when the command is: for a command that is asked to
+    /// end, and leaves children that still do what they were doing.
+    pub fn linger(&self) -> Result<(), SandboxError> {
+        nix::sys::signal::kill(self.first, LINGER)
+            .doing(|| "ask the step to wait for its processes".to_owned())
     }
 
     /// Kills everything in the step.

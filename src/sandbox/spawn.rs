@@ -1,16 +1,17 @@
 //! The starter's part of a worker: a child process with one socket, its ids, its network and its limits.
 
 use std::fs;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::{io, thread};
 
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
+use rustix::process::PidfdFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,7 +19,9 @@ use super::cgroup::{Cgroup, CgroupUnavailable, Delegation};
 use super::error::Doing;
 use super::network::Uplink;
 use super::worker::{Order, Progress};
-use super::{Channel, IdMap, Limits, NetworkMode, ProtocolError, Received, SandboxError, WORKER_COMMAND};
+use super::{
+    Channel, IdMap, Limits, NetworkMode, ProtocolError, Received, SandboxError, WORKER_COMMAND, system,
+};
 
 /// How a worker is started.
 #[derive(Debug, Clone)]
@@ -51,33 +54,61 @@ impl WorkerSpec {
 #[derive(Debug)]
 pub struct Worker {
     channel: Channel,
-    killer: Killer,
+    process: Process,
     limits: Result<(), CgroupUnavailable>,
     // In the order in which they end: the process, its uplink, its group.
     uplink: Option<Uplink>,
-    _cgroup: Option<Cgroup>,
+    cgroup: Option<Cgroup>,
+    host_root: (u32, u32),
 }
 
 /// Kills a worker from anywhere; a call that waits for it then fails.
 #[derive(Debug, Clone)]
 pub struct Killer {
-    child: Arc<Mutex<Child>>,
+    pidfd: Arc<OwnedFd>,
 }
 
 impl Killer {
     /// Kills the worker; its steps die with it.
     pub fn kill(&self) {
-        if let Err(error) = self.lock().kill() {
-            tracing::warn!(%error, "a worker could not be killed");
+        match rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => tracing::warn!(%error, "a worker could not be killed"),
+        }
+    }
+}
+
+/// The worker's process, which ends when this is dropped.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    killer: Killer,
+}
+
+impl Process {
+    fn new(mut child: Child) -> io::Result<Self> {
+        let pid = rustix::process::Pid::from_child(&child);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { child, killer: Killer { pidfd: Arc::new(pidfd) } }),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error.into())
+            }
         }
     }
 
-    fn wait(&self) -> io::Result<ExitStatus> {
-        self.lock().wait()
+    fn id(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Child> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.killer.kill();
+        if let Err(error) = self.child.wait() {
+            tracing::warn!(%error, "a worker could not be waited for");
+        }
     }
 }
 
@@ -97,11 +128,18 @@ impl Worker {
             .stderr(Stdio::inherit());
         let child = spawn_from_lasting_thread(command)
             .doing(|| format!("start `{} {WORKER_COMMAND}`", spec.executable.display()))?;
-        let process = Pid::from_raw(child.id().cast_signed());
-        let killer = Killer { child: Arc::new(Mutex::new(child)) };
-        let mut worker = Self { channel: ours, killer, limits: Ok(()), uplink: None, _cgroup: None };
-        worker.limit(process, spec.limits.as_ref());
-        worker.lead_in(process, spec)?;
+        let process = Process::new(child).doing(|| "watch the worker".to_owned())?;
+        let id = process.id();
+        let mut worker = Self {
+            channel: ours,
+            process,
+            limits: Ok(()),
+            uplink: None,
+            cgroup: None,
+            host_root: spec.ids.host_root(),
+        };
+        worker.limit(id, spec.limits.as_ref());
+        worker.lead_in(id, spec)?;
         Ok(worker)
     }
 
@@ -111,6 +149,7 @@ impl Worker {
         request: &Q,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Received<R>, SandboxError> {
+        self.give_pipes(fds)?;
         self.channel.send(request, fds)?;
         match self.channel.receive() {
             Ok(Some(received)) => Ok(received),
@@ -119,15 +158,31 @@ impl Worker {
         }
     }
 
+    /// As root a pipe of ours belongs to nobody in the sandbox, and `/dev/stdout` could not be opened there.
+    fn give_pipes(&self, fds: &[BorrowedFd<'_>]) -> Result<(), SandboxError> {
+        if !Uid::effective().is_root() {
+            return Ok(());
+        }
+        let (uid, gid) = (Uid::from_raw(self.host_root.0), Gid::from_raw(self.host_root.1));
+        fds.iter().filter(|fd| system::is_pipe(**fd)).try_for_each(|fd| {
+            nix::unistd::fchown(fd, Some(uid), Some(gid)).doing(|| "give a pipe to the sandbox".to_owned())
+        })
+    }
+
     /// The conversation, for more than one answer to a request.
     pub fn channel(&mut self) -> &mut Channel {
         &mut self.channel
     }
 
+    /// Readable when the worker says something.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
     /// What kills it from elsewhere.
     #[must_use]
     pub fn killer(&self) -> Killer {
-        self.killer.clone()
+        self.process.killer.clone()
     }
 
     /// Why the limits are not in force, if they are not.
@@ -142,10 +197,10 @@ impl Worker {
 
     /// Closes the conversation and waits until the worker has ended.
     pub fn close(self) -> Result<(), SandboxError> {
-        let Self { channel, killer, uplink, _cgroup, .. } = self;
+        let Self { channel, mut process, uplink, cgroup, .. } = self;
         drop(channel);
-        let status = killer.wait().doing(|| "wait for the worker".to_owned())?;
-        drop((uplink, _cgroup));
+        let status = process.child.wait().doing(|| "wait for the worker".to_owned())?;
+        drop((uplink, cgroup));
         if status.success() { Ok(()) } else { Err(SandboxError::WorkerGone(describe(status))) }
     }
 
@@ -157,7 +212,7 @@ impl Worker {
         let name = format!("sandbox-{process}");
         match Delegation::detect().and_then(|delegation| delegation.create(&name, limits)) {
             Ok(cgroup) => match cgroup.add(process) {
-                Ok(()) => self._cgroup = Some(cgroup),
+                Ok(()) => self.cgroup = Some(cgroup),
                 Err(error) => self.limits = Err(error),
             },
             Err(error) => self.limits = Err(error),
@@ -195,22 +250,10 @@ impl Worker {
     }
 
     /// It has closed its end, so it has ended or is about to.
-    fn gone(&self) -> SandboxError {
-        self.killer.kill();
-        let how = self.killer.wait().map_or_else(|error| error.to_string(), describe);
+    fn gone(&mut self) -> SandboxError {
+        self.process.killer.kill();
+        let how = self.process.child.wait().map_or_else(|error| error.to_string(), describe);
         SandboxError::WorkerGone(how)
-    }
-}
-
-impl Drop for Killer {
-    fn drop(&mut self) {
-        // The last of its clones and the worker's own.
-        if Arc::strong_count(&self.child) == 1 {
-            self.kill();
-            if let Err(error) = self.wait() {
-                tracing::warn!(%error, "a worker could not be waited for");
-            }
-        }
     }
 }
 

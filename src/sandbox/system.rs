@@ -143,6 +143,21 @@ pub(super) fn add_unreachable_route(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether a descriptor is a pipe.
+pub(super) fn is_pipe(fd: BorrowedFd<'_>) -> bool {
+    let stat = rustix::fs::fstat(fd);
+    stat.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo)
+}
+
+/// Leaves the keys of whoever started this process behind: a session's keyring is inherited like a descriptor.
+pub(super) fn leave_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    let nameless: libc::c_long = 0;
+    // SAFETY: with a null name a new keyring is made and joined; no memory of ours is read.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, nameless) };
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `struct rtentry` of `linux/route.h`.
 #[repr(C)]
 struct Route {
@@ -168,15 +183,18 @@ pub(super) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let flags = libc::IFF_UP | libc::IFF_RUNNING;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives until the call returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, std::ptr::from_ref(&request)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn socket_address(address: std::net::Ipv4Addr) -> libc::sockaddr {
+    /// `AF_INET`, in the width it has here.
+    const INTERNET: libc::sa_family_t = 2;
     let internet = libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_family: INTERNET,
         sin_port: 0,
         sin_addr: libc::in_addr { s_addr: u32::from(address).to_be() },
         sin_zero: [0; 8],

@@ -94,6 +94,10 @@ fn enter_by(channel: &mut Channel) -> Result<NetworkMode, SandboxError> {
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .doing(|| "keep mounts to ourselves".to_owned())?;
     userns::forbid_nested();
+    if let Err(error) = system::leave_session_keyring() {
+        // A kernel without keys, or a container that forbids the call: then it is forbidden to steps too.
+        tracing::debug!(%error, "the session's keyring stays");
+    }
     nix::sys::prctl::set_dumpable(false).doing(|| "close the worker's memory".to_owned())?;
     Ok(network)
 }
@@ -120,7 +124,7 @@ fn enter_inner_namespace(ids: &IdMap) -> Result<(), SandboxError> {
     let child = match system::fork_into(CloneFlags::empty()).doing(doing)? {
         ForkResult::Child => {
             drop(entered_theirs);
-            system::leave(write_ids_when_told(entered, outer, ids))
+            system::leave(write_ids_when_told(&entered, outer, ids))
         }
         ForkResult::Parent { child } => child,
     };
@@ -140,8 +144,8 @@ fn enter_inner_namespace(ids: &IdMap) -> Result<(), SandboxError> {
 }
 
 /// The child's part; its exit status is an error number, since it has no other way to tell.
-fn write_ids_when_told(entered: OwnedFd, process: Pid, ids: &IdMap) -> i32 {
-    match rustix::io::read(&entered, &mut [0_u8; 1]) {
+fn write_ids_when_told(entered: &OwnedFd, process: Pid, ids: &IdMap) -> i32 {
+    match rustix::io::read(entered, &mut [0_u8; 1]) {
         Ok(1) => match ids.apply(process) {
             Ok(()) => 0,
             Err(SandboxError::System { source, .. }) => source.raw_os_error().unwrap_or(libc_eio()),

@@ -9,3 +9,4 @@ mod registry;
 mod store_conformance;
 mod router;
 mod receive;
+mod sandbox_conformance;

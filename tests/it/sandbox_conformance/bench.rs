@@ -1,0 +1,197 @@
+//! A worker with an open root made of this machine's own programs.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use hephy::sandbox::steps::{Answer, BODY, Request};
+use hephy::sandbox::{
+    Access, Changes, IdMap, Limits, Mount, MountSource, NetworkMode, Outcome, RootSpec, Stdio, Step, Worker,
+    WorkerSpec,
+};
+use tempfile::TempDir;
+
+const EXECUTABLE: &str = env!("CARGO_BIN_EXE_hephy");
+
+/// A place to try a sandbox in.
+pub(super) struct Bench {
+    pub(super) worker: Worker,
+    pub(super) directory: TempDir,
+    /// Where the layers are.
+    pub(super) layers: PathBuf,
+}
+
+impl Bench {
+    pub(super) fn isolated() -> Self {
+        Self::with(NetworkMode::Isolated, None)
+    }
+
+    pub(super) fn with(network: NetworkMode, limits: Option<Limits>) -> Self {
+        let directory = readable_directory();
+        let layers = directory.path().join("layers");
+        let worker = Worker::start(&WorkerSpec {
+            executable: executable(),
+            body: BODY.to_owned(),
+            ids: ids(directory.path()),
+            directory: layers.clone(),
+            network,
+            limits,
+            environment: Vec::new(),
+        })
+        .unwrap();
+        let mut bench = Self { worker, directory, layers };
+        let base = base_layer(bench.directory.path());
+        bench.open(&[base]);
+        bench
+    }
+
+    /// Opens a root over these trees.
+    pub(super) fn open(&mut self, lowers: &[PathBuf]) {
+        let root = RootSpec {
+            lowers: lowers.to_vec(),
+            upper: "upper".into(),
+            work: "work".into(),
+            mount_point: "root".into(),
+        };
+        self.ask(&Request::Open(root));
+    }
+
+    pub(super) fn ask(&mut self, request: &Request) -> Answer {
+        match self.worker.call(request, &[]).unwrap().message {
+            Answer::Failed(why) => panic!("{request:?}: {why}"),
+            answer => answer,
+        }
+    }
+
+    /// Runs a shell script; its end and what it wrote.
+    pub(super) fn shell(&mut self, script: &str) -> (Outcome, String) {
+        self.run(&shell_step(script), None).unwrap()
+    }
+
+    pub(super) fn run(&mut self, step: &Step, limit: Option<Duration>) -> Result<(Outcome, String), String> {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let stdio = Stdio::merged(writer.as_fd()).unwrap();
+        drop(writer);
+        let output = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        let request = Request::Run { step: step.clone(), limit };
+        let fds = [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()];
+        let answer = self.worker.call(&request, &fds).unwrap().message;
+        drop(stdio);
+        let output = output.join().unwrap();
+        match answer {
+            Answer::Ended(outcome) => Ok((outcome, output)),
+            Answer::Failed(why) => Err(why),
+            other => Err(format!("unexpected: {other:?}")),
+        }
+    }
+
+    pub(super) fn changes(&mut self) -> Changes {
+        match self.ask(&Request::Changes) {
+            Answer::Changes(changes) => changes,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// `/bin/sh -c` with this machine's `/usr`, read-only.
+pub(super) fn shell_step(script: &str) -> Step {
+    let usr = Mount {
+        target: "/usr".into(),
+        source: MountSource::Bind { source: "/usr".into() },
+        access: Access::ReadOnly,
+    };
+    Step {
+        argv: ["/bin/sh", "-c", script].map(ToOwned::to_owned).to_vec(),
+        environment: vec![("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".to_owned())],
+        mounts: vec![usr],
+        ..Step::default()
+    }
+}
+
+/// A tree that has what a shell needs but `/usr`; readable by everybody, as the sandbox's root is somebody else.
+pub(super) fn base_layer(directory: &Path) -> PathBuf {
+    let base = directory.join("base");
+    fs::create_dir_all(base.join("etc")).unwrap();
+    fs::create_dir_all(base.join("tmp")).unwrap();
+    fs::set_permissions(base.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::write(base.join("etc/base"), "from the base\n").unwrap();
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{name}"), base.join(name)).unwrap();
+    }
+    give_to_sandbox(directory, &base);
+    base
+}
+
+/// What root makes is nobody's in the sandbox.
+pub(super) fn give_to_sandbox(directory: &Path, tree: &Path) {
+    if nix::unistd::Uid::effective().is_root() {
+        let (uid, gid) = ids(directory).host_root();
+        let owner = format!("{uid}:{gid}");
+        assert!(Command::new("chown").args(["-Rh", &owner]).arg(tree).status().unwrap().success());
+    }
+}
+
+pub(super) fn readable_directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
+pub(super) fn ids(directory: &Path) -> IdMap {
+    IdMap::choose(&directory.join("idmap.json")).unwrap()
+}
+
+/// Runs tests of this binary again as a user made for it. Only root can; the user's own run is the test itself.
+pub(super) fn as_ordinary_user(tests: &[&str]) {
+    const USER: &str = "hephy-test";
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let exists = Command::new("id").arg(USER).output().unwrap().status.success();
+    if !exists {
+        let made =
+            Command::new("useradd").args(["--create-home", "--shell", "/bin/sh", USER]).status().unwrap();
+        assert!(made.success());
+    }
+    assert!(fs::read_to_string("/etc/subuid").unwrap().contains(USER), "useradd gives subordinate ids");
+    // As udev has it everywhere else.
+    fs::set_permissions("/dev/net/tun", fs::Permissions::from_mode(0o666)).unwrap();
+    let directory = readable_directory();
+    // The build directory may not be theirs to enter.
+    let copy = |from: &Path, name: &str| {
+        let to = directory.path().join(name);
+        fs::copy(from, &to).unwrap();
+        to
+    };
+    let tests_binary = copy(&std::env::current_exe().unwrap(), "tests");
+    let executable = copy(Path::new(EXECUTABLE), "hephy");
+    let output = Command::new("setpriv")
+        .args(["--reuid", USER, "--regid", USER, "--init-groups", "--reset-env", "--"])
+        .arg("env")
+        .arg(format!("{}={}", OTHER_EXECUTABLE, executable.display()))
+        .arg(tests_binary)
+        .args(["--exact", "--test-threads=1"])
+        .args(tests)
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
+    assert!(text.contains(&format!("{} passed", tests.len())), "{text}{errors}");
+}
+
+/// Names the binary that an ordinary user can execute.
+pub(super) const OTHER_EXECUTABLE: &str = "HEPHY_TEST_EXECUTABLE";
+
+pub(super) fn executable() -> PathBuf {
+    std::env::var_os(OTHER_EXECUTABLE).map_or_else(|| EXECUTABLE.into(), PathBuf::from)
+}
