@@ -17,7 +17,7 @@ async fn repository(receiver: &Receiver) -> PathBuf {
     source
 }
 
-async fn commit(receiver: &Receiver, source: &Path, bytes: usize) {
+pub(super) async fn commit(receiver: &Receiver, source: &Path, bytes: usize) {
     let mut state = 1_u64;
     let noise: Vec<u8> = (0..bytes)
         .map(|_| {
@@ -29,6 +29,19 @@ async fn commit(receiver: &Receiver, source: &Path, bytes: usize) {
     for arguments in [&["add", "."][..], &["commit", "-q", "-m", "one"]] {
         assert!(output(receiver.git(&["known"], source, arguments)).await.status.success());
     }
+}
+
+/// Waits until a child has said so on standard error.
+pub(super) async fn until_said(child: &mut tokio::process::Child, text: &str) {
+    let mut errors = child.stderr.take().unwrap();
+    let mut said = String::new();
+    while !said.contains(text) {
+        let mut buffer = [0; 64];
+        let read = errors.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    child.stderr = Some(errors);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,14 +86,7 @@ async fn an_interrupted_push_is_a_hangup() {
     std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let mut git = receiver.git(&["known"], &source, &["push", "-q", &receiver.remote("hello"), "main"]);
     let mut child = git.process_group(0).spawn().unwrap();
-    let mut errors = child.stderr.take().unwrap();
-    let mut said = String::new();
-    while !said.contains("building") {
-        let mut buffer = [0; 64];
-        let read = errors.read(&mut buffer).await.unwrap();
-        assert!(read > 0, "{said}");
-        said.push_str(&String::from_utf8_lossy(&buffer[..read]));
-    }
+    until_said(&mut child, "building").await;
     // What a terminal does with Ctrl-C.
     let group = nix::unistd::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     nix::sys::signal::killpg(group, nix::sys::signal::SIGINT).unwrap();

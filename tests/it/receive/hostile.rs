@@ -113,3 +113,17 @@ async fn weak_algorithms_are_not_offered() {
     let modern = output(receiver.ssh_as(&["known"], &["-o", "Ciphers=aes256-ctr", "-C"], &["who"])).await;
     assert!(modern.status.success(), "{}", stderr(&modern));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_that_nobody_reads_is_not_taken_without_end() {
+    let receiver = receiver().await;
+    let mut child = receiver.ssh(&["hold"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut taken = 0;
+    let part = vec![0; 1 << 20];
+    while let Ok(written) = tokio::time::timeout(Duration::from_secs(2), input.write(&part)).await {
+        taken += written.unwrap();
+        assert!(taken < 64 << 20, "the server takes everything");
+    }
+    assert!(taken > 4 << 20, "only {taken} bytes");
+}

@@ -4,6 +4,7 @@ mod authentication;
 mod git;
 mod hostile;
 mod measure;
+mod protocol;
 mod sessions;
 
 use std::net::SocketAddr;
@@ -54,6 +55,7 @@ struct Verbs {
     gone: mpsc::UnboundedSender<Gone>,
     started: mpsc::UnboundedSender<String>,
     repositories: PathBuf,
+    own_refs: Mutex<hephy::git::Refs>,
 }
 
 #[async_trait]
@@ -62,6 +64,12 @@ impl Handler for Verbs {
         let command = session.command.clone();
         self.started.send(format!("{command:?}")).unwrap();
         match command {
+            Command::ReceivePack(app) if app.as_str().starts_with("own") => {
+                protocol::receive(&self.repositories, &self.own_refs, &self.gone, &app, session).await
+            }
+            Command::UploadPack(app) if app.as_str().starts_with("own") => {
+                protocol::upload(&self.repositories, &self.own_refs, &app, session).await
+            }
             Command::ReceivePack(app) => self.git("receive-pack", &app, session).await,
             Command::UploadPack(app) => self.git("upload-pack", &app, session).await,
             Command::Greeting => {
@@ -107,6 +115,10 @@ impl Verbs {
                 let gone = session.closed.wait().await;
                 self.gone.send(gone).unwrap();
                 3
+            }
+            ["hold"] => {
+                session.closed.wait().await;
+                1
             }
             ["silent", ms] => {
                 tokio::time::sleep(Duration::from_millis(ms.parse().unwrap())).await;
@@ -188,8 +200,9 @@ async fn serve(home: TempDir, users: Users, limits: Limits) -> Receiver {
     std::fs::write(home.path().join("known_hosts"), known_host).unwrap();
     let (gone_sender, gone) = mpsc::unbounded_channel();
     let (started_sender, started) = mpsc::unbounded_channel();
-    let verbs =
-        Verbs { gone: gone_sender, started: started_sender, repositories: home.path().join("repositories") };
+    let repositories = home.path().join("repositories");
+    let own_refs = Mutex::default();
+    let verbs = Verbs { gone: gone_sender, started: started_sender, repositories, own_refs };
     let server = Server::new(&host_key, Arc::new(users), Arc::new(verbs), limits);
     let stop = CancellationToken::new();
     let task = tokio::spawn(server.serve(listener, stop.clone(), Duration::from_secs(5)));
