@@ -22,6 +22,7 @@ pub mod build;
 pub mod release;
 pub mod rollout;
 pub mod driver;
+pub mod runtime;
 pub mod store;
 pub mod push;
 pub mod cli;

@@ -52,6 +52,16 @@ pub enum RuntimeError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The layers of a release that is gone cannot be let go of.
+    #[error("cannot let go of the layers of {release} of `{app}`")]
+    Layers {
+        /// Whose.
+        app: AppName,
+        /// Which.
+        release: ReleaseNumber,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Nothing says what to run.
     #[error("process type `{0}` has no command, and neither has the image")]
     NoCommand(ProcessType),
@@ -173,6 +183,7 @@ impl RuntimeError {
             | Self::Cancelled { .. }
             | Self::BrokeOff { .. }
             | Self::Image { .. }
+            | Self::Layers { .. }
             | Self::Instance { .. }
             | Self::State { .. } => Fault::Platform,
         }
@@ -192,6 +203,7 @@ impl RuntimeError {
             | Self::Cancelled { .. }
             | Self::BrokeOff { .. }
             | Self::Image { .. }
+            | Self::Layers { .. }
             | Self::User { .. }
             | Self::StopSignal(_)
             | Self::Instance { .. }

@@ -17,8 +17,8 @@ use crate::model::{ProcessType, PushEvent};
 
 pub use error::{NotReady, Obstacle, RuntimeError};
 pub use runtime::{
-    EventSink, InstanceLine, InstanceName, InstanceState, InstanceStatus, LogQuery, RunOutput, Runtime,
-    RuntimeEvent, Version,
+    Author, EventSink, InstanceLine, InstanceName, InstanceState, InstanceStatus, LogQuery, RunOutput,
+    Runtime, RuntimeEvent, Version,
 };
 
 /// A version that serves, while the one before it still runs.

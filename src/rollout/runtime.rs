@@ -168,22 +168,38 @@ pub struct LogQuery {
     pub follow: bool,
 }
 
-/// A line that an app wrote.
+/// Whose line it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Author {
+    /// The app wrote it.
+    App,
+    /// The runtime says what happened to the instance.
+    Runtime,
+}
+
+/// A line of an instance's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceLine {
     /// When.
     pub at: Timestamp,
     /// Of which release.
     pub release: ReleaseNumber,
-    /// Which instance wrote it.
+    /// Of which instance.
     pub instance: InstanceName,
+    /// Whose words.
+    pub author: Author,
     /// The line.
     pub text: String,
 }
 
 impl fmt::Display for InstanceLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3} {}: {}", self.at, self.instance, self.text)
+        let Self { at, instance, text, .. } = self;
+        match self.author {
+            Author::App => write!(f, "{at:.3} {instance}: {text}"),
+            Author::Runtime => write!(f, "{at:.3} hephy[{instance}]: {text}"),
+        }
     }
 }
 

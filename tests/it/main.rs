@@ -10,3 +10,5 @@ mod store_conformance;
 mod router;
 mod receive;
 mod sandbox_conformance;
+mod runtime_conformance;
+mod runtime_processes;

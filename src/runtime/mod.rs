@@ -1,0 +1,3 @@
+//! Where released versions run. The seam is [`crate::rollout::Runtime`]; what implements it is here.
+
+pub mod processes;
