@@ -198,3 +198,57 @@ async fn http_2_with_prior_knowledge_reaches_the_app_as_http_1() {
     assert!(body.contains("GET /x HTTP/1.1\n") && body.contains("\nhost: hello.localhost\n"), "{body}");
     assert!(body.contains("\ncookie: a=1; b=2\n"), "{body}");
 }
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_told_to_go_on_and_its_body_follows() {
+    let router = Router::start().await;
+    let _none = router.route(1, &[app::echo("one").await]);
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    let head =
+        b"POST / HTTP/1.1\r\nHost: hello.localhost\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    read_until(&mut stream, "HTTP/1.1 100 Continue\r\n\r\n").await;
+    stream.write_all(b"body").await.unwrap();
+    let answer = read_until(&mut stream, "\n\nbody").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && !answer.contains("\nexpect:"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_length_of_a_response_to_head_is_kept_and_no_body_awaited() {
+    let router = Router::start().await;
+    let instance = app::served("one", |mut stream| async move {
+        for _ in 0..2 {
+            read_until(&mut stream, "\r\n\r\n").await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1234\r\n\r\n").await.unwrap();
+        }
+    })
+    .await;
+    let _none = router.route(1, &[instance]);
+    let mut stream = TcpStream::connect(router.address).await.unwrap();
+    for _ in 0..2 {
+        stream.write_all(b"HEAD / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n").await.unwrap();
+        let answer = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(answer.contains("\r\ncontent-length: 1234\r\n"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_is_not_gathered_on_the_way() {
+    let router = Router::start().await;
+    // An app that sends without end: only one that is not buffered reaches a client at all.
+    let instance = app::served("one", |mut stream| async move {
+        read_until(&mut stream, "\r\n\r\n").await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+    })
+    .await;
+    let _none = router.route(1, &[instance]);
+    let mut response = client().request(router.request("hello.localhost", "/")).await.unwrap();
+    let mut read = 0;
+    while read < 8 << 20 {
+        read += response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    let retired = router.route(2, &[]);
+    drop(response);
+    retired.drained().await;
+}
