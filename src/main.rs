@@ -1,34 +1,18 @@
 //! The `hephy` binary: the hidden subcommands of its own children, then the command line.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
-
-use clap::{Parser, Subcommand};
-
-/// git push deis main, and your code runs
-#[derive(Parser)]
-#[command(name = "hephy", version)]
-struct Arguments {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand)]
-enum Verb {
-    /// Build an image from a Dockerfile
-    Build(Box<hephy::cli::build::BuildArguments>),
-}
 
 fn main() -> ExitCode {
     // Before anything else: a sandbox's processes have one thread and never see a command line.
     if let Some(code) = own_child() {
         return code;
     }
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        return ExitCode::FAILURE;
-    }
-    match Arguments::parse().verb {
-        Verb::Build(arguments) => hephy::cli::build::run(&arguments),
-    }
+    telemetry();
+    // Fails only if there is one already, which is as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    hephy::cli::run(arguments)
 }
 
 fn own_child() -> Option<ExitCode> {
@@ -37,8 +21,8 @@ fn own_child() -> Option<ExitCode> {
     if command == hephy::sandbox::WORKER_COMMAND {
         let body = arguments.next();
         return Some(match body.as_ref().and_then(|body| body.to_str()) {
-            Some("build") => hephy::build::worker::main(),
             Some(hephy::sandbox::steps::BODY) => hephy::sandbox::steps::main(),
+            Some("build") => hephy::build::worker::main(),
             Some(hephy::sandbox::app::BODY) => hephy::sandbox::app::inner_main(),
             _ => ExitCode::from(2),
         });
@@ -47,4 +31,11 @@ fn own_child() -> Option<ExitCode> {
         return Some(hephy::sandbox::app::init_main(arguments.next().map(Into::into)));
     }
     None
+}
+
+/// The operator's log goes to standard error: warnings and errors, or what `HEPHY_LOG` says.
+fn telemetry() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HEPHY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }

@@ -26,6 +26,11 @@ pub(crate) struct WorkerOptions {
     pub(crate) limits: BuildLimits,
 }
 
+/// Opens the layer store that builds and apps of these ids share.
+pub fn open_layer_store(layers: &Path, ids: &IdMap) -> Result<LayerStore, crate::layers::StoreError> {
+    LayerStore::open(layers, &map_name(ids), store_owner(ids))
+}
+
 /// Opens a layer store, for a worker of these ids to make trees in.
 pub(crate) fn open_store(layers: &Path, ids: &IdMap) -> Result<(LayerStore, String), EngineError> {
     let map = map_name(ids);

@@ -1,3 +1,142 @@
-//! The command line: the only module that prints.
+//! The command line: the same verbs on a laptop and over SSH. The only module that prints.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::server::HostPort;
+use crate::model::AppName;
 
 pub mod build;
+mod keys;
+mod remote;
+mod render;
+mod up;
+pub mod verbs;
+
+use remote::{Destination, Remote, RemoteError};
+use verbs::Verb;
+
+/// git push deis main, and your code runs
+#[derive(Debug, Parser)]
+#[command(name = "hephy", version, arg_required_else_help = true, infer_subcommands = false)]
+struct CommandLine {
+    /// The server, where no git remote names it
+    #[arg(long, global = true, env = "HEPHY_SERVER", value_name = "HOST:PORT")]
+    server: Option<HostPort>,
+    /// The git remote that names server and app
+    #[arg(long, global = true, default_value = "deis", value_name = "NAME")]
+    remote: String,
+    #[command(subcommand)]
+    command: Subject,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subject {
+    /// Receive, build, publish, release and run on this machine
+    Up(Box<up::UpArguments>),
+    /// Build an image from a Dockerfile
+    Build(Box<build::BuildArguments>),
+    #[command(flatten)]
+    Verb(Verb),
+}
+
+/// Runs the command line `arguments`, program name first.
+#[must_use]
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let parsed = match CommandLine::try_parse_from(&arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Help goes to standard output, errors to standard error; a closed one is nobody's loss.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match parsed.command {
+        Subject::Up(arguments) => up::run(*arguments),
+        Subject::Build(arguments) => build::run(&arguments),
+        Subject::Verb(verb) => match send(parsed.server, &parsed.remote, &verb, &arguments) {
+            Ok(code) => code,
+            Err(error) => {
+                problem(&chain(&error));
+                ExitCode::from(2)
+            }
+        },
+    }
+}
+
+/// Sends a verb to the server.
+fn send(
+    server: Option<HostPort>,
+    remote: &str,
+    verb: &Verb,
+    arguments: &[OsString],
+) -> Result<ExitCode, RemoteError> {
+    let remote = Remote::of_repository(remote)?;
+    let app = remote.as_ref().and_then(|remote| remote.app.clone());
+    let destination = Destination::choose(server, remote, default_data().as_deref())?;
+    if let Verb::Keys(keys) = verb
+        && let Some(local) = keys::local(keys)
+    {
+        let (words, input) = match local {
+            Ok(found) => found,
+            Err(text) => {
+                problem(&text);
+                return Ok(ExitCode::from(2));
+            }
+        };
+        return destination.run_with_input(&words, &input);
+    }
+    let words = words(arguments, verb, app.as_ref());
+    Err(destination.exec(&words))
+}
+
+/// The words as typed, without what is for this program alone, and with the app of the git remote.
+fn words(arguments: &[OsString], verb: &Verb, app: Option<&AppName>) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut typed = arguments.iter().skip(1).map(|word| word.to_string_lossy().into_owned());
+    while let Some(word) = typed.next() {
+        if word == "--server" || word == "--remote" {
+            typed.next();
+        } else if !word.starts_with("--server=") && !word.starts_with("--remote=") {
+            words.push(word);
+        }
+    }
+    if let (Some(app), true) = (app, verb.takes_app_from_remote()) {
+        words.extend(["-a".to_owned(), app.to_string()]);
+    }
+    words
+}
+
+/// Where `hephy up` keeps everything, unless told otherwise.
+fn default_data() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("HEPHY_DATA")
+        .or_else(|| variable("XDG_DATA_HOME").map(|home| home.join("hephy")))
+        .or_else(|| variable("HOME").map(|home| home.join(".local/share/hephy")))
+}
+
+/// The texts of an error and of what caused it, once each.
+fn chain(error: &dyn std::error::Error) -> String {
+    let texts = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(": ")
+}
+
+/// Shows what went wrong, in Heroku's grammar.
+#[expect(clippy::print_stderr, reason = "the command line prints")]
+fn problem(text: &str) {
+    for line in text.lines() {
+        eprintln!(" !     {line}");
+    }
+}
+
+/// Shows a line.
+#[expect(clippy::print_stdout, reason = "the command line prints")]
+fn line(text: &str) {
+    use std::io::Write as _;
+    println!("{text}");
+    // Whoever reads it may be waiting for it; a closed pipe is nobody's loss.
+    drop(std::io::stdout().flush());
+}

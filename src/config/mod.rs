@@ -1,4 +1,5 @@
 //! Settings: of the server, and of an app's `hephy.toml`.
 
 pub mod app;
+pub mod address;
 pub mod server;

@@ -76,8 +76,8 @@ pub struct Settings {
     pub http: SocketAddr,
     /// Apps are at `<app>.<domain>`.
     pub domain: Domain,
-    /// What pushers connect to.
-    pub public_ssh: HostPort,
+    /// What pushers connect to, where it is not the SSH address itself.
+    pub public_ssh: Option<HostPort>,
     /// Where everything is kept.
     pub data: PathBuf,
     /// The branch that deploys; `None`: `main`, or `master` where there is no `main`.
@@ -146,13 +146,12 @@ impl GivenSettings {
         const GIB: u64 = 1024 * 1024 * 1024;
         let seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let ssh = self.ssh.or(file.ssh).unwrap_or_else(|| loopback(2222));
         Ok(Settings {
-            ssh,
+            ssh: self.ssh.or(file.ssh).unwrap_or_else(|| loopback(2222)),
             registry: self.registry.or(file.registry).unwrap_or_else(|| loopback(5000)),
             http: self.http.or(file.http).unwrap_or_else(|| loopback(8080)),
             domain: self.domain.or(file.domain).unwrap_or_else(|| Domain("localhost".to_owned())),
-            public_ssh: self.public_ssh.or(file.public_ssh).unwrap_or_else(|| HostPort::reachable(ssh)),
+            public_ssh: self.public_ssh.or(file.public_ssh),
             data: self.data.or(file.data).or(default_data).ok_or(SettingsError::NoData)?,
             deploy_branch: self.deploy_branch.or(file.deploy_branch),
             builds: self.builds.or(file.builds).unwrap_or(2).max(1),
@@ -316,7 +315,7 @@ mod tests {
         assert_eq!(settings.domain.as_str(), "apps.example.org");
         assert_eq!((settings.builds, settings.build_timeout), (5, Duration::from_secs(600)));
         assert_eq!(settings.build_memory_bytes, Some(1 << 30));
-        assert_eq!(settings.public_ssh.to_string(), "127.0.0.1:2222");
+        assert_eq!(settings.ssh.to_string(), "127.0.0.1:2222");
         assert_eq!(settings.ready_timeout, Duration::from_secs(60));
     }
 

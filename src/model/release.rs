@@ -34,6 +34,8 @@ pub struct Release {
     pub index: PublishedIndex,
     /// Process type to command; `None` runs the image's own command.
     pub processes: BTreeMap<ProcessType, Option<String>>,
+    /// How long it may take to become ready, in seconds, where the app says.
+    pub ready_timeout_seconds: Option<u64>,
     /// How it went.
     pub state: ReleaseState,
 }

@@ -1,2 +1,265 @@
 //! The one function that names every stage of a push.
+//!
+//! A push is a value that changes type on its way: `Source → Recipe → Plan → PlatformImage → PublishedIndex →
+//! Release → Rollout`. Each is written to the [`Build`] before the next step begins, and [`advance`] goes on from
+//! whatever value the build holds. So a build can be followed, detached from, adopted after a crash and retried,
+//! and there is one way for all of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{BuildLimits, Driver};
+use crate::config::address::Addresses;
+use crate::model::store::{self, Store};
+use crate::model::{
+    App, AppName, Build, BuildState, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release, ReleaseNumber, Source,
+};
+use crate::publish::Publisher;
+use crate::registry::server::TokenIssuer;
+use crate::rollout::Runtime;
+
+mod building;
+pub mod change;
+pub mod claim;
+mod failure;
 pub mod log;
+mod rolling;
+mod running;
+
+pub use failure::{Ended, Failure};
+pub use rolling::{current_version, version};
+pub use running::{Attached, Pushes};
+
+use log::{LogWriter, Logs};
+
+/// What the stages need, made once by the server.
+pub struct Stages {
+    /// Keeps apps, builds and releases.
+    pub store: Arc<dyn Store>,
+    /// Builds images.
+    pub driver: Arc<dyn Driver>,
+    /// Runs apps.
+    pub runtime: Arc<dyn Runtime>,
+    /// Writes indexes.
+    pub publisher: Publisher,
+    /// Signs what a build may write to the registry with.
+    pub tokens: TokenIssuer,
+    /// The directory of the bare repositories.
+    pub repositories: PathBuf,
+    /// The builds' logs.
+    pub logs: Logs,
+    /// Where people reach things.
+    pub addresses: Addresses,
+    /// What a build may use.
+    pub limits: BuildLimits,
+}
+
+impl std::fmt::Debug for Stages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stages").field("repositories", &self.repositories).finish_non_exhaustive()
+    }
+}
+
+impl Stages {
+    /// The repository of an app.
+    #[must_use]
+    pub fn repository_path(&self, app: &AppName) -> PathBuf {
+        self.repositories.join(format!("{app}.git"))
+    }
+}
+
+/// Takes a build from the value it holds to a running release, writing each value down on the way.
+///
+/// # Cancel safety
+/// Cancelling `cancel` ends the push until its index is published; after that the release finishes. Dropping the
+/// future leaves a build that another call goes on with.
+pub async fn advance(
+    stages: &Stages,
+    build: &Build,
+    log: &mut LogWriter,
+    cancel: &CancellationToken,
+) -> Result<ReleaseNumber, Ended> {
+    let mut state = build.state.clone();
+    loop {
+        state = match state {
+            BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
+            BuildState::Detected(recipe) => BuildState::Planned(plan(stages, build, recipe, log).await?),
+            BuildState::Planned(plan) => {
+                let images = building::build(stages, build, &plan, log, cancel).await?;
+                BuildState::Built(plan, images)
+            }
+            BuildState::Built(plan, images) => {
+                let index = publish(stages, build, &images, log).await?;
+                BuildState::Published(plan, index)
+            }
+            BuildState::Published(plan, index) => {
+                let release = release(stages, build, &plan, index, log).await?;
+                BuildState::Released(plan, release.number)
+            }
+            BuildState::Released(_, number) => {
+                let release = crate::release::find(&*stages.store, &build.app, number).await?;
+                return rolling::roll_out(stages, build, &release, log).await;
+            }
+        };
+        write_down(stages, build, &state).await?;
+    }
+}
+
+async fn write_down(stages: &Stages, build: &Build, state: &BuildState) -> Result<(), Ended> {
+    let published = matches!(state, BuildState::Published(..) | BuildState::Released(..));
+    let name = Build::object_name(&build.app, build.number);
+    store::modify(&*stages.store, &name, |build: &mut Build| {
+        if let (Some(cancel), false) = (&build.cancel, published) {
+            return Err(Ended::Cancelled(cancel.reason));
+        }
+        build.state = state.clone();
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
+async fn detect(stages: &Stages, source: Source, log: &mut LogWriter) -> Result<Recipe, Ended> {
+    let path = stages.repository_path(&source.app);
+    let detected = tokio::task::spawn_blocking(move || {
+        let commit = crate::git::Repository::open_or_create(&path)
+            .and_then(|repository| repository.commit(source.commit))
+            .map_err(|error| Failure::platform("read the pushed commit", &error))?;
+        let survey = commit.survey().map_err(|error| Failure::platform("read the pushed files", &error))?;
+        crate::detect::detect(&CommitTree(&commit), &survey.submodules, &survey.lfs_pointers, source)
+            .map_err(|refusal| Failure::app(refusal.reason(), refusal.details()))
+    })
+    .await;
+    let recipe = match detected {
+        Ok(recipe) => recipe?,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
+    tell(log, PushEvent::Heading(recipe.reason.clone())).await;
+    Ok(recipe)
+}
+
+/// A commit as the files that detection reads.
+struct CommitTree<'a>(&'a crate::git::Commit);
+
+impl crate::detect::SourceTree for CommitTree<'_> {
+    fn root(&self) -> Result<Vec<String>, Box<dyn std::error::Error + Send + Sync>> {
+        let name = |entry: crate::git::Entry| {
+            let directory = matches!(entry.kind, crate::git::EntryKind::Directory);
+            format!("{}{}", entry.name.to_string_lossy(), if directory { "/" } else { "" })
+        };
+        Ok(self.0.root()?.into_iter().map(name).collect())
+    }
+
+    fn read(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.read(path, max_bytes)?)
+    }
+}
+
+
+async fn plan(stages: &Stages, build: &Build, recipe: Recipe, log: &mut LogWriter) -> Result<Plan, Ended> {
+    let available = stages.driver.platforms().await.map_err(|failure| Failure::platform("list what builds here", &failure))?;
+    let asked = !recipe.platforms.is_empty();
+    let plan = crate::plan::plan(recipe, &available, build.options)
+        .map_err(|error| Failure::app(error.to_string(), vec!["name platforms that are there under [build] in hephy.toml".to_owned()]))?;
+    let names = plan.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (word, why) = (if plan.platforms.len() == 1 { "platform" } else { "platforms" }, if asked { "hephy.toml" } else { "what builds here natively" });
+    tell(log, PushEvent::Line(format!("{word} {names} ({why})"))).await;
+    Ok(plan)
+}
+
+async fn publish(
+    stages: &Stages,
+    build: &Build,
+    images: &[crate::model::PlatformImage],
+    log: &mut LogWriter,
+) -> Result<PublishedIndex, Ended> {
+    let started = Instant::now();
+    let index = stages
+        .publisher
+        .publish(&build.app, images)
+        .await
+        .map_err(|error| publish_failure(&error))?;
+    let platforms = counted(index.images.len() as u64, "platform");
+    let layers = counted(u64::from(index.new_layers()), "new layer");
+    let (repository, digest) = (&index.repository, index.digest.short());
+    let registry = stages.addresses.registry();
+    let text = format!(
+        "Published {registry}/{repository}@sha256:{digest}… ({platforms}, {}, {layers}) in {}",
+        megabytes(index.size_bytes()),
+        seconds(started.elapsed())
+    );
+    tell(log, PushEvent::Heading(text)).await;
+    Ok(index)
+}
+
+fn publish_failure(error: &crate::publish::PublishError) -> Failure {
+    if error.is_app() {
+        Failure::app(format!("publish failed: {error}"), Vec::new())
+    } else {
+        Failure::platform("publish the image index", error)
+    }
+}
+
+async fn release(
+    stages: &Stages,
+    build: &Build,
+    plan: &Plan,
+    index: PublishedIndex,
+    log: &mut LogWriter,
+) -> Result<Release, Ended> {
+    let ingredients = crate::release::Ingredients {
+        build: build.number,
+        commit: build.commit,
+        index,
+        processes: crate::release::processes(&plan.recipe.processes),
+        ready_timeout_seconds: plan.recipe.ready_timeout_seconds,
+        config: crate::release::next_config(&*stages.store, &build.app).await?,
+        by: build.by.clone(),
+        summary: format!("{} deployed {}", build.by, build.commit.short()),
+    };
+    let release = crate::release::release(&*stages.store, &build.app, ingredients).await?;
+    tag(stages, &release).await?;
+    tell(log, PushEvent::Heading(format!("Released {}", release.number))).await;
+    Ok(release)
+}
+
+/// Names the index in the registry: `v4` and the commit, `latest` last.
+pub(crate) async fn tag(stages: &Stages, release: &Release) -> Result<(), Failure> {
+    let tags = crate::publish::release_tags(release.number, Some(release.commit));
+    stages.publisher.tag(&release.index, &tags).await.map_err(|error| Failure::platform("tag the image index", &error))
+}
+
+/// The release that serves, if there is one.
+pub async fn current_release(stages: &Stages, app: &AppName) -> Result<Option<Release>, store::StoreError> {
+    let read = store::load::<App>(&*stages.store, &ObjectName::of(app)).await?;
+    match read.and_then(|app| app.object.current) {
+        Some(number) => crate::release::find(&*stages.store, app, number).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Writes an event to the log. A log that cannot be written stops no push; the operator is told.
+pub(crate) async fn tell(log: &mut LogWriter, event: PushEvent) {
+    if let Err(error) = log.write(event).await {
+        tracing::error!(%error, "a build's log cannot be written");
+    }
+}
+
+fn counted(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+fn megabytes(bytes: u64) -> String {
+    match bytes {
+        0..100_000 => format!("{} kB", bytes.div_ceil(1000)),
+        100_000..10_000_000 => format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000),
+        _ => format!("{} MB", bytes / 1_000_000),
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1}s", duration.as_secs_f64())
+}

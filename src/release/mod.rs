@@ -21,6 +21,8 @@ pub struct Ingredients {
     pub index: PublishedIndex,
     /// Process type to command; `None` runs the image's own.
     pub processes: BTreeMap<ProcessType, Option<String>>,
+    /// How long it may take to become ready, in seconds, where the app says.
+    pub ready_timeout_seconds: Option<u64>,
     /// What it runs with.
     pub config: Config,
     /// Who makes it.
@@ -38,6 +40,7 @@ impl Ingredients {
             commit: release.commit,
             index: release.index.clone(),
             processes: release.processes.clone(),
+            ready_timeout_seconds: release.ready_timeout_seconds,
             config,
             by: by.clone(),
             summary,
@@ -96,6 +99,7 @@ pub async fn release(
         commit: ingredients.commit,
         index: ingredients.index,
         processes: ingredients.processes,
+        ready_timeout_seconds: ingredients.ready_timeout_seconds,
         state: ReleaseState::Pending,
     };
     Ok(store::create(store, release).await?.object)

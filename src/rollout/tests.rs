@@ -99,6 +99,7 @@ fn version(number: u64, scale: &[(&str, u32)]) -> Version {
         commit: "3f2a1c9000000000000000000000000000000000".parse().unwrap(),
         index: PublishedIndex { digest: Digest::of(b""), repository: "hello".to_owned(), images: Vec::new() },
         processes: scale.iter().map(|(name, _)| (name.parse().unwrap(), None)).collect(),
+        ready_timeout_seconds: None,
         state: ReleaseState::Pending,
     };
     let scale = scale.iter().map(|(name, count)| (name.parse().unwrap(), *count)).collect();

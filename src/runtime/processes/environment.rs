@@ -122,6 +122,7 @@ mod tests {
                 images: Vec::new(),
             },
             processes: [("web".parse().unwrap(), procfile.map(str::to_owned))].into(),
+            ready_timeout_seconds: None,
             state: ReleaseState::Pending,
         };
         let variables =

@@ -1,0 +1,149 @@
+//! `apps`
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{AppsArguments, AppsCommand, Context, Format, VerbError};
+use crate::cli::render::{ago, table};
+use crate::model::store;
+use crate::model::{App, Config, Kind, ProcessType};
+
+type Result<T> = std::result::Result<T, VerbError>;
+
+/// An app as it is listed.
+#[derive(Debug, Serialize)]
+struct AppView {
+    name: String,
+    url: String,
+    owner: String,
+    collaborators: Vec<String>,
+    release: Option<String>,
+    commit: Option<String>,
+    image: Option<String>,
+    created_at: jiff::Timestamp,
+    scale: BTreeMap<ProcessType, u32>,
+    git: String,
+}
+
+pub(super) async fn run(context: &mut Context<'_>, arguments: AppsArguments) -> Result<()> {
+    match arguments.command {
+        None => list(context, arguments.format.format).await,
+        Some(AppsCommand::List { format }) => list(context, format.format).await,
+        Some(AppsCommand::Info { app, format }) => {
+            let app = context.app(&app).await?.object;
+            let view = view(context, app).await?;
+            context.show(format.format, &view, info).await
+        }
+        Some(AppsCommand::Create { name }) => {
+            let Some(app) = context.server.create_app(&name, &context.person).await? else {
+                return Err(VerbError::Said(format!("the name {name} is hephy's own: give the app another name")));
+            };
+            if app.owner != context.person.name {
+                return Err(VerbError::Said(format!("there is an app {name} already")));
+            }
+            let url = context.server.addresses().remote_url(name.as_str());
+            context.print(&format!("-----> {name} made\n       git remote add deis {url}\n       git push deis main\n")).await
+        }
+        Some(AppsCommand::Destroy { app, confirm }) => {
+            let app = context.app(&app).await?;
+            if app.object.name != confirm {
+                return Err(VerbError::Said(format!("`--confirm {confirm}` is not the app's name, {}", app.object.name)));
+            }
+            destroy(context, app).await
+        }
+    }
+}
+
+async fn list(context: &mut Context<'_>, format: Format) -> Result<()> {
+    let mut views = Vec::new();
+    for app in store::list::<App>(context.server.store(), "").await? {
+        if context.person.may_use(&app) {
+            views.push(view(context, app).await?);
+        }
+    }
+    let first = format!("-----> No apps yet\n       git remote add deis {}\n       git push deis main\n", context.server.addresses().remote_url("myapp"));
+    let now = jiff::Timestamp::now();
+    context
+        .show(format, &views, |views| {
+            if views.is_empty() {
+                return first;
+            }
+            let dash = || "-".to_owned();
+            let rows: Vec<_> = views
+                .iter()
+                .map(|app| {
+                    let release = app.release.clone().unwrap_or_else(dash);
+                    let commit = app.commit.as_ref().map_or_else(dash, |commit| commit.chars().take(7).collect());
+                    [app.name.clone(), release, commit, app.owner.clone(), ago(app.created_at, now), app.url.clone()]
+                })
+                .collect();
+            table(["APP", "RELEASE", "COMMIT", "OWNER", "AGE", "URL"], &rows)
+        })
+        .await
+}
+
+async fn view(context: &Context<'_>, app: App) -> Result<AppView> {
+    let addresses = context.server.addresses();
+    let release = match app.current {
+        Some(number) => Some(crate::release::find(context.server.store(), &app.name, number).await?),
+        None => None,
+    };
+    let registry = addresses.registry();
+    Ok(AppView {
+        url: addresses.app_url(&app.name),
+        git: addresses.remote_url(app.name.as_str()),
+        owner: app.owner.to_string(),
+        collaborators: app.collaborators.iter().map(ToString::to_string).collect(),
+        release: release.as_ref().map(|release| release.number.to_string()),
+        commit: release.as_ref().map(|release| release.commit.to_string()),
+        image: release.map(|release| format!("{registry}/{}@{}", release.index.repository, release.index.digest)),
+        created_at: app.created_at,
+        scale: app.scale,
+        name: app.name.to_string(),
+    })
+}
+
+fn info(app: &AppView) -> String {
+    let none = || "none yet".to_owned();
+    let rows = [
+        ("url", app.url.clone()),
+        ("git", app.git.clone()),
+        ("release", app.release.clone().unwrap_or_else(none)),
+        ("commit", app.commit.clone().unwrap_or_else(none)),
+        ("image", app.image.clone().unwrap_or_else(none)),
+        ("owner", app.owner.clone()),
+        ("collaborators", app.collaborators.join(", ")),
+    ];
+    let lines = rows.into_iter().map(|(name, value)| format!("       {name:<14} {value}").trim_end().to_owned() + "\n");
+    format!("-----> {}\n{}", app.name, lines.collect::<String>())
+}
+
+/// Stops the app first and removes its objects last, the App at the very end: a crash leaves something that can be
+/// destroyed again.
+async fn destroy(context: &mut Context<'_>, app: store::Versioned<App>) -> Result<()> {
+    let name = app.object.name.clone();
+    if let Some(holder) = &app.object.holder {
+        let busy = crate::serve::describe_busy(context.server, &name, holder).await;
+        return Err(VerbError::Busy(busy.details));
+    }
+    let stages = context.server.stages();
+    stages.runtime.stop(&name).await?;
+    let prefix = format!("{name}--");
+    for kind in [Kind::Build, Kind::Release, Kind::Config] {
+        for (object, document) in context.server.store().list(kind, &prefix).await? {
+            context.server.store().delete(kind, &object, &document.version).await?;
+        }
+    }
+    if let Some(config) = context.server.store().get(Kind::Config, &Config::next_name(&name)).await? {
+        context.server.store().delete(Kind::Config, &Config::next_name(&name), &config.version).await?;
+    }
+    for directory in [stages.repository_path(&name), stages.logs.app_directory(&name)] {
+        match tokio::fs::remove_dir_all(&directory).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    store::delete(context.server.store(), &app).await?;
+    context.print(&format!("-----> {name} and everything of it is gone\n")).await
+}

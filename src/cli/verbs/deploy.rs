@@ -1,0 +1,49 @@
+//! `deploy`
+
+use super::{Context, DeployArguments, Format, VerbError};
+use crate::model::{PushEvent, PushOptions};
+use crate::push::claim::{self, BuildOrder, ClaimError};
+
+/// Builds and releases again what the deploy branch names.
+pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -> Result<u8, VerbError> {
+    let app = context.app(&arguments.app).await?.object;
+    let branch = crate::serve::deploy_branch(context.server.settings().deploy_branch.as_deref(), &app.refs);
+    let Some(commit) = app.refs.get(&branch).copied() else {
+        let url = context.server.addresses().remote_url(app.name.as_str());
+        return Err(VerbError::Said(format!("nothing was deployed yet: git push {url} {}", branch.short())));
+    };
+    let path = context.server.stages().repository_path(&app.name);
+    let read = tokio::task::spawn_blocking(move || {
+        crate::git::Repository::open_or_create(&path).and_then(|repository| Ok(repository.commit(commit)?.time()))
+    });
+    let committed_at = match read.await {
+        Ok(read) => read.map_err(|error| VerbError::Said(format!("the commit cannot be read: {error}")))?,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
+    let order = BuildOrder {
+        app: app.name.clone(),
+        commit,
+        committed_at,
+        moves: Vec::new(),
+        by: context.person.name.clone(),
+        options: PushOptions { detach: arguments.detach, no_cache: arguments.no_cache, ..PushOptions::default() },
+    };
+    let build = match claim::claim_build(context.server.store(), order).await {
+        Ok(build) => build,
+        Err(ClaimError::Busy(holder)) => {
+            let busy = crate::serve::describe_busy(context.server, &app.name, &holder).await;
+            return Err(VerbError::Busy(busy.details));
+        }
+        Err(ClaimError::Store(error)) => return Err(error.into()),
+    };
+    let heading = format!("{}: build {} of {} by {}", build.app, build.number, build.commit.short(), build.by);
+    context.event(&PushEvent::Heading(heading)).await?;
+    context.server.pushes().start(build.clone()).await?;
+    if arguments.detach {
+        let follow = context.server.addresses().follow(&build.app, build.number);
+        context.event(&PushEvent::Line(format!("Follow it: {follow}"))).await?;
+        return Ok(0);
+    }
+    let _attached = context.server.pushes().attach(&build.app, build.number);
+    super::builds::log(context, &build, 0, true, Format::Text).await
+}

@@ -1,0 +1,108 @@
+//! `keys`
+
+use serde::Serialize;
+
+use super::{Context, Format, KeysArguments, KeysCommand, VerbError};
+use crate::cli::render::{ago, table};
+use crate::model::{PublicKey, UserName};
+use crate::serve::people::People;
+
+type Result<T> = std::result::Result<T, VerbError>;
+
+#[derive(Debug, Serialize)]
+struct KeyView {
+    user: String,
+    admin: bool,
+    name: String,
+    fingerprint: String,
+    algorithm: String,
+    added_at: jiff::Timestamp,
+}
+
+pub(super) async fn run(context: &mut Context<'_>, arguments: KeysArguments) -> Result<()> {
+    match arguments.command {
+        None => list(context, arguments.format.format).await,
+        Some(KeysCommand::List { format }) => list(context, format.format).await,
+        Some(KeysCommand::Add { key, user, name, admin }) => {
+            let key = read(context, key.as_deref()).await?;
+            add(context, key, user, name, admin).await
+        }
+        Some(KeysCommand::Remove { key }) => {
+            let (user, removed) = context.server.people().remove_key(&context.person, &key).await?;
+            let fingerprint = removed.key.fingerprint();
+            context.print(&format!("-----> {user}'s key {} ({fingerprint}) is removed\n", removed.name)).await
+        }
+    }
+}
+
+async fn list(context: &mut Context<'_>, format: Format) -> Result<()> {
+    let mut views = Vec::new();
+    for user in context.server.people().users().await? {
+        if !context.person.admin && user.name != context.person.name {
+            continue;
+        }
+        views.extend(user.keys.iter().map(|held| KeyView {
+            user: user.name.to_string(),
+            admin: user.admin,
+            name: held.name.clone(),
+            fingerprint: held.key.fingerprint().to_string(),
+            algorithm: held.key.algorithm().to_owned(),
+            added_at: held.added_at,
+        }));
+    }
+    let now = jiff::Timestamp::now();
+    context
+        .show(format, &views, |views| {
+            let rows: Vec<_> = views
+                .iter()
+                .map(|key| {
+                    let user = if key.admin { format!("{} (admin)", key.user) } else { key.user.clone() };
+                    [user, key.name.clone(), key.algorithm.clone(), key.fingerprint.clone(), ago(key.added_at, now)]
+                })
+                .collect();
+            table(["USER", "NAME", "TYPE", "FINGERPRINT", "AGE"], &rows)
+        })
+        .await
+}
+
+/// The key that is meant: one that was refused lately, or what comes on standard input.
+async fn read(context: &mut Context<'_>, key: Option<&str>) -> Result<PublicKey> {
+    match key {
+        Some(text) if text.starts_with("SHA256:") => {
+            if !context.person.admin {
+                return Err(VerbError::Said("only an admin adds a key by its fingerprint".to_owned()));
+            }
+            let fingerprint = text.parse().map_err(|error| VerbError::Said(format!("{error}")))?;
+            context.server.people().refused(&fingerprint).ok_or_else(|| {
+                VerbError::Said(format!("no key {text} was refused lately: let its owner connect once more, or give the key itself"))
+            })
+        }
+        Some("-") => {
+            let text = context.input().await?;
+            PublicKey::parse_file(&text).map_err(|error| VerbError::Said(error.to_string()))
+        }
+        _ => Err(VerbError::Said("give the key on standard input: `keys add - < ~/.ssh/id_ed25519.pub`".to_owned())),
+    }
+}
+
+async fn add(
+    context: &mut Context<'_>,
+    key: PublicKey,
+    user: Option<UserName>,
+    name: Option<String>,
+    admin: bool,
+) -> Result<()> {
+    let operator = People::operator();
+    let user = user.unwrap_or_else(|| context.person.name.clone());
+    if user == operator {
+        return Err(VerbError::Said("whose key is it? Give `--user NAME`; `operator` is whoever runs the server".to_owned()));
+    }
+    if user != context.person.name && !context.person.admin {
+        return Err(VerbError::Said(format!("only an admin adds keys of others; {} is not", context.person.name)));
+    }
+    let comment = Some(key.comment()).filter(|comment| !comment.is_empty()).unwrap_or("key").to_owned();
+    let name: String = name.unwrap_or(comment).chars().filter(|c| !c.is_control()).take(64).collect();
+    let fingerprint = key.fingerprint();
+    context.server.people().add_key(&user, admin, &name, key).await?;
+    context.print(&format!("-----> {user}'s key {name} ({fingerprint}) is added\n")).await
+}

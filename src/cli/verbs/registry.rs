@@ -1,0 +1,33 @@
+//! `registry`
+
+use serde::Serialize;
+
+use super::{Context, RegistryArguments, RegistryCommand, VerbError};
+use crate::model::store;
+use crate::model::App;
+
+#[derive(Debug, Serialize)]
+struct TokenView {
+    registry: String,
+    username: &'static str,
+    password: String,
+}
+
+pub(super) async fn run(context: &mut Context<'_>, arguments: RegistryArguments) -> Result<(), VerbError> {
+    let RegistryCommand::Token { ttl, format } = arguments.command;
+    let longest = std::time::Duration::from_secs(30 * 24 * 3600);
+    if ttl > longest {
+        return Err(VerbError::Said("a token is good for 30 days at most".to_owned()));
+    }
+    let mut apps = Vec::new();
+    for app in store::list::<App>(context.server.store(), "").await? {
+        if context.person.may_use(&app) {
+            apps.push(app.name);
+        }
+    }
+    let tokens = &context.server.stages().tokens;
+    let token = if context.person.admin { tokens.for_server(ttl) } else { tokens.for_user(&context.person.name, &apps, ttl) };
+    let registry = context.server.addresses().registry();
+    let view = TokenView { registry, username: "hephy", password: token.reveal().clone() };
+    context.show(format.format, &view, |view| format!("{}\n", view.password)).await
+}

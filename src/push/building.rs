@@ -1,0 +1,147 @@
+//! Plan → `PlatformImage`s: one build per platform, in parallel, the first failure cancels the others.
+
+use std::path::{Path, PathBuf};
+
+use futures::future;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::log::LogWriter;
+use super::{Ended, Failure, Stages, tell};
+use crate::build::{BuildEvent, BuildFailure, BuildLimits, BuildRequest, CacheUse, Compression, NetworkMode};
+use crate::model::{Build, Method, Plan, PlatformImage, PushEvent};
+use crate::oci::{Host, Platform, Reference};
+
+/// How long what a build may write with is good for, beyond the build's own limit.
+const TOKEN_SLACK: std::time::Duration = std::time::Duration::from_secs(600);
+
+pub(super) async fn build(
+    stages: &Stages,
+    build: &Build,
+    plan: &Plan,
+    log: &mut LogWriter,
+    cancel: &CancellationToken,
+) -> Result<Vec<PlatformImage>, Ended> {
+    let directory = stages.logs.build_directory(&build.app, build.number);
+    let context = directory.join("context");
+    export(stages, build, &context).await?;
+    let native = if plan.platforms.len() == 1 { "natively" } else { "natively, in parallel" };
+    tell(log, PushEvent::Heading(format!("Building {native}"))).await;
+
+    let cancel = cancel.child_token();
+    let (lines, mut received) = mpsc::channel(256);
+    let mut builds = Vec::new();
+    for platform in &plan.platforms {
+        let request = request(stages, plan, platform, &directory)?;
+        builds.push(one(stages, request, lines.clone(), cancel.clone()));
+    }
+    drop(lines);
+    let built = future::join_all(builds);
+    let forward = async {
+        while let Some((platform, text)) = received.recv().await {
+            tell(log, PushEvent::Platform { platform, text }).await;
+        }
+    };
+    let (built, ()) = future::join(built, forward).await;
+    if let Err(error) = tokio::fs::remove_dir_all(&context).await {
+        tracing::warn!(%error, "the context of a finished build cannot be removed");
+    }
+    first_cause(plan, built)
+}
+
+/// Of several failures the one that was first is the cause; the others were cancelled by it.
+fn first_cause(plan: &Plan, built: Vec<Result<PlatformImage, BuildFailure>>) -> Result<Vec<PlatformImage>, Ended> {
+    let cancelled = |failure: &BuildFailure| matches!(failure, BuildFailure::Cancelled);
+    let failures = || plan.platforms.iter().zip(&built).filter_map(|(p, built)| Some((p, built.as_ref().err()?)));
+    let cause = failures().find(|(_, failure)| !cancelled(failure)).or_else(|| failures().next());
+    match cause {
+        Some((platform, failure)) => Err(Failure::of_build(platform, failure.clone())),
+        None => Ok(built.into_iter().flatten().collect()),
+    }
+}
+
+/// Writes the commit's files out, whole or not at all.
+async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), Ended> {
+    let (path, commit, context) = (stages.repository_path(&build.app), build.commit, context.to_owned());
+    let exported = tokio::task::spawn_blocking(move || {
+        let aside = context.with_extension("aside");
+        for left in [&context, &aside] {
+            match std::fs::remove_dir_all(left) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Failure::platform("clear the build's directory", &error));
+                }
+                _ => {}
+            }
+        }
+        crate::git::Repository::open_or_create(&path)
+            .and_then(|repository| repository.commit(commit)?.export(&aside))
+            .map_err(|error| Failure::platform("write out the pushed files", &error))?;
+        std::fs::rename(&aside, &context).map_err(|error| Failure::platform("write out the pushed files", &error))
+    });
+    match exported.await {
+        Ok(exported) => Ok(exported?),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+async fn one(
+    stages: &Stages,
+    request: BuildRequest,
+    lines: mpsc::Sender<(Platform, String)>,
+    cancel: CancellationToken,
+) -> Result<PlatformImage, BuildFailure> {
+    let (events, mut received) = mpsc::channel::<BuildEvent>(256);
+    let platform = request.platform.clone();
+    let forward = async move {
+        while let Some(event) = received.recv().await {
+            for line in event.lines() {
+                // The receiver lives as long as the builds do.
+                drop(lines.send((platform.clone(), line)).await);
+            }
+        }
+    };
+    let (built, ()) = future::join(stages.driver.build(&request, events, cancel.clone()), forward).await;
+    if built.is_err() {
+        cancel.cancel();
+    }
+    built
+}
+
+fn request(stages: &Stages, plan: &Plan, platform: &Platform, directory: &Path) -> Result<BuildRequest, Failure> {
+    let Method::Dockerfile { path, context, target, args } = &plan.recipe.method;
+    let source = &plan.recipe.source;
+    let registry = stages.addresses.registry();
+    let host: Host = registry.parse().map_err(|error| Failure::platform("name the registry", &error))?;
+    let destination: Reference = format!("{registry}/{}", source.app)
+        .parse()
+        .map_err(|error| Failure::platform("name the image", &error))?;
+    let seconds = plan.recipe.build_timeout_seconds.map(std::time::Duration::from_secs);
+    let time = seconds.map_or(stages.limits.time, |asked| asked.min(stages.limits.time));
+    let token = stages.tokens.for_build(&source.app, time + TOKEN_SLACK);
+    let root = directory.join("context");
+    let inner = root.join(context);
+    // Relative where it can be, since errors name it: `Dockerfile:9`.
+    let dockerfile = Path::new(path).strip_prefix(context.trim_start_matches("./")).map(Path::to_owned);
+    let dockerfile = match context.as_str() {
+        "." | "" => PathBuf::from(path),
+        _ => dockerfile.unwrap_or_else(|_| root.join(path)),
+    };
+    Ok(BuildRequest {
+        directory: directory.join(platform.to_string().replace('/', "-")),
+        dockerfile,
+        context: inner,
+        platform: platform.clone(),
+        target: target.clone(),
+        build_args: args.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect(),
+        labels: Vec::new(),
+        destinations: vec![destination],
+        mirrors: vec![format!("{registry}/mirror")],
+        insecure_registries: vec![registry],
+        docker_config: Some(crate::registry::server::docker_config(&host, &token)),
+        source_date_epoch: Some(source.committed_at.as_second()),
+        cache: if plan.no_cache { CacheUse::Ignore } else { CacheUse::Read },
+        network: NetworkMode::Isolated,
+        limits: BuildLimits { time, ..stages.limits },
+        compression: Compression::Gzip,
+    })
+}

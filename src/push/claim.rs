@@ -1,0 +1,141 @@
+//! One build at a time: an app is claimed by writing who holds it into the App, and freed the same way.
+
+use jiff::Timestamp;
+
+use crate::model::store::{self, Store, StoreError};
+use crate::model::{
+    App, AppName, Build, BuildNumber, BuildState, Claim, CommitId, FORMAT, Holder, ObjectName, PushOptions, RefMove,
+    ReleaseNumber, Source, UserName,
+};
+
+/// Why an app could not be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Somebody else works on it.
+    #[error("the app is busy")]
+    Busy(Box<Holder>),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a build is to be made of.
+#[derive(Debug, Clone)]
+pub struct BuildOrder {
+    /// For which app.
+    pub app: AppName,
+    /// The commit.
+    pub commit: CommitId,
+    /// When the committer made it.
+    pub committed_at: Timestamp,
+    /// The refs that move when the rollout succeeds.
+    pub moves: Vec<RefMove>,
+    /// Who pushed.
+    pub by: UserName,
+    /// What the pusher asked for.
+    pub options: PushOptions,
+}
+
+/// Claims the app for a new build, and makes the build.
+///
+/// A crash between the two writes leaves a claim for a build that is not there, which [`super::Pushes::recover`] frees.
+pub async fn claim_build(store: &dyn Store, order: BuildOrder) -> Result<Build, ClaimError> {
+    let number = claim(store, &order.app, &order.by, |app| {
+        let number = app.next_build();
+        (Claim::Build(number), number)
+    })
+    .await?;
+    let source = Source {
+        app: order.app.clone(),
+        build: number,
+        commit: order.commit,
+        committed_at: order.committed_at,
+    };
+    let build = Build {
+        format: FORMAT,
+        app: order.app,
+        number,
+        commit: order.commit,
+        moves: order.moves,
+        by: order.by,
+        created_at: Timestamp::now(),
+        options: order.options,
+        state: BuildState::Received(source),
+        cancel: None,
+        outcome: None,
+    };
+    Ok(store::create(store, build).await?.object)
+}
+
+/// Claims the app for a change without a build.
+pub async fn claim_change(store: &dyn Store, app: &AppName, by: &UserName) -> Result<Claim, ClaimError> {
+    claim(store, app, by, |app| {
+        let claim = Claim::Change(ReleaseNumber(app.last_release + 1));
+        (claim, claim)
+    })
+    .await
+}
+
+async fn claim<T: Send>(
+    store: &dyn Store,
+    app: &AppName,
+    by: &UserName,
+    mut what: impl FnMut(&mut App) -> (Claim, T) + Send,
+) -> Result<T, ClaimError> {
+    let (_, made) = store::modify(store, &ObjectName::of(app), |app: &mut App| {
+        if let Some(holder) = &app.holder {
+            return Err(ClaimError::Busy(Box::new(holder.clone())));
+        }
+        let (claim, made) = what(app);
+        app.holder = Some(Holder { claim, by: by.clone(), since: Timestamp::now() });
+        Ok(made)
+    })
+    .await?;
+    Ok(made)
+}
+
+/// Frees the app, if it is still held for `claim`.
+pub async fn free(store: &dyn Store, app: &AppName, claim: Claim) -> Result<(), StoreError> {
+    let name = ObjectName::of(app);
+    let freed = store::modify(store, &name, |app: &mut App| {
+        if app.holder.as_ref().is_some_and(|holder| holder.claim == claim) {
+            app.holder = None;
+        }
+        Ok::<_, StoreError>(())
+    });
+    match freed.await {
+        // The app was destroyed meanwhile.
+        Ok(_) | Err(StoreError::Missing { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns once nobody holds the app, or it is gone.
+pub async fn wait_until_free(store: &dyn Store, app: &AppName) -> Result<(), StoreError> {
+    let name = ObjectName::of(app);
+    loop {
+        match store::load::<App>(store, &name).await? {
+            Some(read) if read.object.holder.is_some() => {
+                store.changed(crate::model::Kind::App, &name, &read.version).await?;
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Asks for a running build to be stopped; whoever drives it obeys.
+pub async fn cancel(
+    store: &dyn Store,
+    app: &AppName,
+    build: BuildNumber,
+    cancel: crate::model::Cancel,
+) -> Result<(), StoreError> {
+    store::modify(store, &Build::object_name(app, build), |build: &mut Build| {
+        if build.outcome.is_none() && build.cancel.is_none() {
+            build.cancel = Some(cancel.clone());
+        }
+        Ok::<_, StoreError>(())
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! Push options: `git push -o wait`.
+
+use crate::model::PushOptions;
+
+const KNOWN: [&str; 4] = ["detach", "wait", "supersede", "no-cache"];
+
+/// Reads the options of a push; an unknown one is refused with the nearest.
+pub(super) fn parse(texts: &[String]) -> Result<PushOptions, String> {
+    let mut options = PushOptions::default();
+    for text in texts {
+        match text.as_str() {
+            "detach" => options.detach = true,
+            "wait" => options.wait = true,
+            "supersede" => options.supersede = true,
+            "no-cache" => options.no_cache = true,
+            unknown => return Err(refusal(unknown)),
+        }
+    }
+    if options.wait && options.supersede {
+        return Err("push options `wait` and `supersede` contradict each other: give one".to_owned());
+    }
+    Ok(options)
+}
+
+fn refusal(unknown: &str) -> String {
+    let shown: String = unknown.chars().filter(|c| !c.is_control()).take(40).collect();
+    let nearest = KNOWN.into_iter().max_by(|one, other| {
+        strsim::jaro_winkler(unknown, one).total_cmp(&strsim::jaro_winkler(unknown, other))
+    });
+    let near = nearest.filter(|known| strsim::jaro_winkler(unknown, known) > 0.7);
+    let hint = near.map_or_else(|| format!("known are {}", KNOWN.join(", ")), |known| format!("did you mean `{known}`?"));
+    format!("unknown push option `{shown}`: {hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(texts: &[&str]) -> Result<PushOptions, String> {
+        parse(&texts.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_with_the_nearest() {
+        assert_eq!(parsed(&["nocache"]).unwrap_err(), "unknown push option `nocache`: did you mean `no-cache`?");
+        assert_eq!(
+            parsed(&["zzz"]).unwrap_err(),
+            "unknown push option `zzz`: known are detach, wait, supersede, no-cache"
+        );
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        assert!(parsed(&["wait", "supersede"]).is_err());
+        assert!(parsed(&["detach", "no-cache"]).unwrap().no_cache);
+    }
+}

@@ -1,0 +1,441 @@
+//! Start, serve, drain, stop.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::people::People;
+use super::ports::{ListenError, listen};
+use super::queue::Queue;
+use super::{Server, Sessions, Verbs};
+use crate::build::BuildLimits;
+use crate::config::address::Addresses;
+use crate::config::server::Settings;
+use crate::driver::local::LocalDriver;
+use crate::model::store::{self, StoreError};
+use crate::model::{App, Fingerprint, PublicKey, UserName};
+use crate::oci::{Host, Platform, Reference};
+use crate::publish::Publisher;
+use crate::push::log::Logs;
+use crate::push::{Pushes, Stages};
+use crate::receive::{self, HostKey, HostKeyError};
+use crate::registry::client::{Client, ClientConfig, Credential, Credentials};
+use crate::registry::server as registry;
+use crate::router::{self, RouteTable, RouterConfig};
+use crate::runtime::processes::{Images, LocalImage, Policy, Processes, ProcessesConfig};
+use crate::sandbox::{IdMap, UserIds};
+use crate::store::{DirectoryStore, OpenError};
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// A directory cannot be made.
+    #[error("cannot make `{path}`")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What the store holds.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An address.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The host key or the operator's key.
+    #[error(transparent)]
+    Key(#[from] HostKeyError),
+    /// The registry.
+    #[error("cannot open the registry")]
+    Registry(#[source] registry::ServerError),
+    /// The id map.
+    #[error("cannot choose the ids of sandboxes")]
+    Ids(#[source] crate::sandbox::SandboxError),
+    /// The layer store.
+    #[error("cannot open the layer store")]
+    Layers(#[source] crate::layers::StoreError),
+    /// Signals.
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
+    /// What the command line on this machine reads.
+    #[error("cannot write `{path}`")]
+    Operator {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What there is to say once everything listens.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Where people reach things.
+    pub addresses: Addresses,
+    /// The fingerprint of the SSH host key.
+    pub host_key: Fingerprint,
+    /// Where everything is kept.
+    pub data: PathBuf,
+    /// Whether there is anybody who may push.
+    pub users: usize,
+    /// Apps there are.
+    pub apps: usize,
+    /// Builds that go on after a restart.
+    pub builds: usize,
+}
+
+/// The first admin, if there are no users yet: whoever starts the server, by their own keys.
+#[derive(Debug, Clone)]
+pub struct FirstAdmin {
+    /// The name to give.
+    pub name: UserName,
+    /// The keys, with what to call them.
+    pub keys: Vec<(String, PublicKey)>,
+}
+
+/// What happens on the way, for the command line to show.
+#[derive(Debug)]
+pub enum Notice {
+    /// The first admin was made of these keys.
+    Admin {
+        /// The user.
+        name: UserName,
+        /// What the keys are called.
+        keys: Vec<String>,
+    },
+    /// Everything listens.
+    Ready(Box<Ready>),
+    /// A signal came: what is running ends first.
+    Draining {
+        /// How many builds are running.
+        builds: usize,
+        /// How long they are waited for.
+        at_most: Duration,
+    },
+    /// Builds that did not end in time; they go on at the next start.
+    Left {
+        /// How many.
+        builds: usize,
+    },
+}
+
+/// What the server is started with.
+pub struct Start {
+    /// The settings.
+    pub settings: Settings,
+    /// Runs the verbs that come over SSH.
+    pub verbs: Arc<dyn Verbs>,
+    /// Who becomes the first admin.
+    pub first_admin: Option<FirstAdmin>,
+    /// The program, for builds and app processes.
+    pub executable: PathBuf,
+    /// Writes the file that tells the command line on this machine about the server: address, key, known hosts.
+    pub operator_file: fn(settings: &Settings, key: &Path, known_hosts: &Path) -> Vec<u8>,
+    /// Its name in the data directory.
+    pub operator_file_name: &'static str,
+}
+
+struct Listeners {
+    ssh: TcpListener,
+    registry: TcpListener,
+    http: TcpListener,
+}
+
+impl Listeners {
+    /// Listens on every address; port 0 becomes the one that the system chose.
+    async fn open(mut settings: Settings) -> Result<(Self, Settings), UpError> {
+        let listeners = Self {
+            ssh: listen(settings.ssh, "--ssh").await?,
+            registry: listen(settings.registry, "--registry").await?,
+            http: listen(settings.http, "--http").await?,
+        };
+        let chosen = [
+            (&listeners.ssh, &mut settings.ssh, "--ssh"),
+            (&listeners.registry, &mut settings.registry, "--registry"),
+            (&listeners.http, &mut settings.http, "--http"),
+        ];
+        for (listener, address, flag) in chosen {
+            let error = |source| ListenError::Io { address: *address, flag, source };
+            *address = listener.local_addr().map_err(error)?;
+        }
+        Ok((listeners, settings))
+    }
+}
+
+/// Serves until a signal, then drains; a second signal stops at once.
+pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(), UpError> {
+    let mut signals = Signals::new().map_err(UpError::Signals)?;
+    let data = start.settings.data.clone();
+    make_directory(&data)?;
+    let object_store = Arc::new(DirectoryStore::open(&data.join("state"))?);
+    let (listeners, settings) = Listeners::open(start.settings.clone()).await?;
+    let settings = Arc::new(settings);
+    let addresses = Addresses::of(&settings);
+    let host_key = HostKey::open(&data.join("ssh_host_ed25519_key"))?;
+    let operator = HostKey::open(&data.join("operator_ed25519_key"))?;
+    let registry_config = registry::ServerConfig::new(data.join("registry"));
+    let registry = registry::Server::open(registry_config).await.map_err(UpError::Registry)?;
+    let table = RouteTable::new();
+    let stages = Arc::new(stages(&start, &settings, &addresses, object_store.clone(), &registry, &table)?);
+    let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
+    make_first_admin(&people, start.first_admin.clone(), &tell).await?;
+
+    let pushes = Pushes::new(Arc::clone(&stages), settings.builds);
+    let server = Server { settings: Arc::clone(&settings), addresses: addresses.clone(), people, pushes, queue: Queue::default(), stopping: CancellationToken::new() };
+    let services = Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table, &settings);
+    adopt_apps(&stages).await?;
+    let builds = server.pushes.recover().await?;
+    let ready = Ready {
+        addresses,
+        host_key: host_key.fingerprint(),
+        data,
+        users: server.people.users().await?.len(),
+        apps: store::list::<App>(server.store(), "").await?.len(),
+        builds,
+    };
+    write_operator(&start, &settings, &host_key)?;
+    tell(Notice::Ready(Box::new(ready)));
+    signals.next().await;
+    tokio::select! {
+        () = services.drain(&server, settings.drain, &tell) => {}
+        () = signals.next() => {}
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path) -> Result<(), UpError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| UpError::Directory { path: path.to_owned(), source })
+}
+
+/// Tells the command line on this machine where the server is and how it gets in.
+fn write_operator(start: &Start, settings: &Settings, host_key: &HostKey) -> Result<(), UpError> {
+    let ssh = crate::config::server::HostPort::reachable(settings.ssh);
+    let known_hosts = settings.data.join("known_hosts");
+    let key = settings.data.join("operator_ed25519_key");
+    let name = if ssh.port == 22 { ssh.host.clone() } else { format!("[{}]:{}", ssh.host, ssh.port) };
+    write_private(&known_hosts, format!("{name} {}\n", host_key.public_key()).as_bytes())?;
+    let text = (start.operator_file)(settings, &key, &known_hosts);
+    write_private(&settings.data.join(start.operator_file_name), &text)
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), UpError> {
+    use io::Write as _;
+    let written = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
+    written
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|source| UpError::Operator { path: path.to_owned(), source })
+}
+
+async fn make_first_admin(
+    people: &People,
+    first: Option<FirstAdmin>,
+    tell: &(impl Fn(Notice) + Send + Sync),
+) -> Result<(), UpError> {
+    let Some(first) = first.filter(|first| !first.keys.is_empty()) else { return Ok(()) };
+    if !people.users().await?.is_empty() {
+        return Ok(());
+    }
+    let mut added = Vec::new();
+    for (name, key) in first.keys {
+        match people.add_key(&first.name, true, &name, key).await {
+            Ok(()) => added.push(name),
+            Err(super::people::KeyChangeError::Store(error)) => return Err(error.into()),
+            // The same key in two files.
+            Err(_) => {}
+        }
+    }
+    tell(Notice::Admin { name: first.name, keys: added });
+    Ok(())
+}
+
+fn stages(
+    start: &Start,
+    settings: &Settings,
+    addresses: &Addresses,
+    store: Arc<DirectoryStore>,
+    registry: &registry::Server,
+    table: &RouteTable,
+) -> Result<Stages, UpError> {
+    let data = &settings.data;
+    let ids = IdMap::choose(&data.join("idmap.json")).map_err(UpError::Ids)?;
+    #[expect(clippy::expect_used, reason = "a socket address is a host and a port")]
+    let host: Host = addresses.registry().parse().expect("the registry's address is a host");
+    // The server's own token outlives any run of it that has not been restarted for a year.
+    let token = registry.tokens().for_server(Duration::from_secs(366 * 24 * 3600));
+    let credential = Credential::Basic { username: "hephy".to_owned(), password: token };
+    let client = Client::new(ClientConfig {
+        credentials: Credentials::none().with(&host, credential),
+        plain_http: std::iter::once(host.clone()).collect(),
+        ..ClientConfig::default()
+    });
+    let layers = data.join("layers");
+    let runtime = Processes::new(
+        ProcessesConfig {
+            executable: start.executable.clone(),
+            directory: data.join("runtime"),
+            layers: layers.clone(),
+            store: crate::build::open_layer_store(&layers, &ids).map_err(UpError::Layers)?,
+            ids: ids.clone(),
+            limits: None,
+            policy: Policy {
+                ready_timeout: settings.ready_timeout,
+                minimum_ready: settings.minimum_ready,
+                drain: settings.stop_grace,
+                stop_grace: settings.stop_grace,
+            },
+        },
+        table.clone(),
+        images(layers.clone(), ids, client.clone(), host.clone()),
+    );
+    Ok(Stages {
+        store,
+        driver: Arc::new(LocalDriver::new(start.executable.clone(), data.clone())),
+        runtime: Arc::new(runtime),
+        publisher: Publisher::new(client.clone(), host.clone()),
+        tokens: registry.tokens().clone(),
+        repositories: data.join("repositories"),
+        logs: Logs::new(data.join("builds")),
+        addresses: addresses.clone(),
+        limits: BuildLimits {
+            time: settings.build_timeout,
+            memory_bytes: settings.build_memory_bytes,
+            cpus: settings.build_cpus,
+        },
+    })
+}
+
+/// Takes the running apps over, and starts in the background what should run and does not.
+async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
+    let mut versions = Vec::new();
+    for app in store::list::<App>(&*stages.store, "").await? {
+        versions.extend(crate::push::current_version(&*stages.store, &app).await?);
+    }
+    let lacking = match stages.runtime.adopt(&versions).await {
+        Ok(lacking) => lacking,
+        Err(error) => {
+            tracing::error!(%error, "the apps cannot be taken over");
+            return Ok(());
+        }
+    };
+    for version in versions.into_iter().filter(|version| lacking.contains(&version.release.app)) {
+        let stages = Arc::clone(stages);
+        // Ends with the runtime's own limit on becoming ready.
+        tokio::spawn(async move {
+            let (events, _) = tokio::sync::mpsc::unbounded_channel();
+            if let Err(error) = stages.runtime.scale(&version, &events).await {
+                tracing::error!(app = %version.release.app, %error, "an app cannot be started");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// The listening parts.
+struct Services {
+    tasks: TaskTracker,
+    router: CancellationToken,
+    ssh: CancellationToken,
+    registry: CancellationToken,
+}
+
+impl Services {
+    fn start(
+        server: &Server,
+        listeners: Listeners,
+        host_key: &HostKey,
+        verbs: Arc<dyn Verbs>,
+        registry: registry::Server,
+        table: RouteTable,
+        settings: &Settings,
+    ) -> Self {
+        let services = Self {
+            tasks: TaskTracker::new(),
+            router: CancellationToken::new(),
+            ssh: CancellationToken::new(),
+            registry: CancellationToken::new(),
+        };
+        let config = RouterConfig::new(settings.domain.as_str());
+        services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
+        let stop = services.registry.clone();
+        services.tasks.spawn(async move {
+            if let Err(error) = registry.serve(listeners.registry, stop).await {
+                tracing::error!(%error, "the registry ended");
+            }
+        });
+        let handler = Arc::new(Sessions { server: server.clone(), verbs });
+        let directory = Arc::new(server.people.clone());
+        let receiver = receive::Server::new(host_key, directory, handler, receive::Limits::default());
+        services.tasks.spawn(receiver.serve(listeners.ssh, services.ssh.clone(), Duration::from_secs(5)));
+        services
+    }
+
+    /// No new connections; builds end or are left for the next start; then everything stops.
+    async fn drain(self, server: &Server, at_most: Duration, tell: &(impl Fn(Notice) + Send + Sync)) {
+        server.stopping.cancel();
+        tell(Notice::Draining { builds: server.pushes.len(), at_most });
+        let idle = tokio::time::timeout(at_most, server.pushes.idle()).await.is_ok();
+        if !idle {
+            tell(Notice::Left { builds: server.pushes.len() });
+        }
+        self.ssh.cancel();
+        self.router.cancel();
+        self.registry.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Gets the files of a published image onto this machine: from the layer store, or else from the registry.
+fn images(layers: PathBuf, ids: IdMap, client: Client, host: Host) -> Images {
+    let host = Arc::new(host);
+    Arc::new(move |index| {
+        let (layers, ids, client) = (layers.clone(), ids.clone(), client.clone());
+        let reference = format!("{host}/{}@{}", index.repository, index.digest);
+        Box::pin(async move {
+            let reference: Reference = reference.parse()?;
+            // Unpacking is file work, and its future is bound to lifetimes that the compiler cannot prove `Send` of.
+            let runtime = tokio::runtime::Handle::current();
+            let image = tokio::task::spawn_blocking(move || {
+                runtime.block_on(crate::build::local_image(&layers, &ids, client, &reference, &Platform::native()))
+            });
+            let image = image.await??;
+            Ok(LocalImage {
+                config: image.config,
+                trees: image.trees,
+                user: UserIds { uid: image.user.uid, gid: image.user.gid, groups: image.user.groups },
+                home: image.user.home,
+                lease: Some(image.lease),
+            })
+        })
+    })
+}

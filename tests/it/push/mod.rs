@@ -1,0 +1,8 @@
+//! The whole way of a push, with real git and ssh, into real namespaces, and over HTTP to the app.
+
+mod deploys;
+mod interrupted;
+mod keys;
+mod refs;
+mod rollout;
+mod verbs;
