@@ -6,6 +6,8 @@ mod documents;
 mod git;
 mod publish;
 mod registry;
+mod machine;
+mod push;
 mod store_conformance;
 mod router;
 mod receive;

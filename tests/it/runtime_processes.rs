@@ -70,6 +70,7 @@ impl Place for Machine {
                 .iter()
                 .map(|(t, line, _)| (t.parse().unwrap(), Some((*line).to_owned())))
                 .collect(),
+            ready_timeout_seconds: None,
             state: ReleaseState::Pending,
         };
         let scale = processes.iter().map(|(name, _, count)| (name.parse().unwrap(), *count)).collect();
