@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Args as _;
 use hephy::config::app::AppConfig;
+use hephy::config::server::GivenSettings;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -59,5 +61,18 @@ fn every_example_of_hephy_toml_is_one() {
     assert!(!examples.is_empty());
     for example in examples {
         AppConfig::parse(example.as_bytes()).unwrap();
+    }
+}
+
+#[test]
+fn every_setting_of_the_server_is_documented_in_all_its_forms() {
+    let text = fs::read_to_string(root().join("docs/cli.md")).unwrap();
+    let command = GivenSettings::augment_args(clap::Command::new("up"));
+    for argument in command.get_arguments() {
+        let flag = argument.get_long().unwrap();
+        let variable = argument.get_env().unwrap().to_str().unwrap();
+        let row = text.lines().find(|line| line.starts_with(&format!("| `--{flag} "))).unwrap_or_default();
+        let key = format!("| `{}` |", argument.get_id());
+        assert!(row.contains(&format!("| `{variable}` |")) && row.contains(&key), "--{flag}: {row}");
     }
 }
