@@ -12,6 +12,7 @@ pub mod buildpack;
 pub mod git;
 pub mod sandbox;
 pub mod layers;
+pub mod bases;
 pub mod registry;
 pub mod router;
 pub mod receive;

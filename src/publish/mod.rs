@@ -3,6 +3,7 @@
 //! Nothing that a build says of its image is taken on trust: an index that names the wrong child starts on the
 //! wrong machine, and only there. Every step can be repeated: the same images give the same index.
 
+mod base;
 mod error;
 mod facts;
 mod program;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 
 use futures::future::try_join_all;
 
+pub use base::{BaseImage, BaseImageError, PublishedBase, base_image, pack_layout, push_base, write_layout};
 pub use error::PublishError;
 
 use crate::model::{AppName, CommitId, PlatformImage, PublishedIndex, ReleaseNumber};
