@@ -10,7 +10,7 @@ mod screen;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -187,6 +187,7 @@ where
     let owned = repository.clone();
     let quarantine = blocking(move || Quarantine::create(&owned)).await.map_err(ReceiveError::Storage)?;
     let mut objects = 0;
+    let begun = Instant::now();
     if request.commands.iter().any(|command| command.new.is_some()) {
         let either = shallow.union(&request.shallow).copied().collect();
         quarantine.write_shallow(&either).map_err(ReceiveError::Storage)?;
@@ -194,6 +195,7 @@ where
         objects = header.objects;
         ingest::ingest(header, &quarantine, limits, reader, reporter).await?;
     }
+    let indexed = begun.elapsed();
     let tips = commands.iter().filter_map(|command| command.new).map(oid).collect();
     let scope = check::Scope { tips, offered: request.shallow.clone(), shallow, objects };
     let quarantine = check::complete(quarantine, scope, refs).await.map_err(ReceiveError::Objects)?;
@@ -203,6 +205,7 @@ where
             reporter.refuse(command.name.as_str(), reason);
         }
     }
+    tracing::debug!(objects, ?indexed, checked = ?begun.elapsed().saturating_sub(indexed), "pack received");
     commands.retain(|command| !reporter.is_refused(command.name.as_str()));
     Ok((commands, quarantine))
 }

@@ -92,7 +92,7 @@ impl Repository {
     }
 
     /// Makes exactly these commits, and what they need, survive [`Self::collect`]: those of all refs, and those of
-    /// builds that are at work.
+    /// builds that are at work. To be called before each collection.
     pub fn keep(&self, ids: &[CommitId]) -> Result<(), GitError> {
         let directory = self.path.join(KEEP);
         self.keep_also(ids)?;
@@ -112,9 +112,15 @@ impl Repository {
         fs::create_dir_all(&directory).map_err(GitError::io("create", &directory))?;
         for id in ids {
             let path = directory.join(id.to_string());
-            if !path.exists() {
-                replace(&path, format!("{id}\n").as_bytes())?;
+            // Not synced: what a crash takes of it is written again before the next collection.
+            let content = format!("{id}\n");
+            if fs::read(&path).is_ok_and(|found| found == content.as_bytes()) {
+                continue;
             }
+            let mut file = tempfile::NamedTempFile::new_in(&self.path)
+                .map_err(GitError::io("create a file in", &self.path))?;
+            file.write_all(content.as_bytes()).map_err(GitError::io("write", &path))?;
+            file.persist(&path).map_err(|error| GitError::io("write", path)(error.error))?;
         }
         Ok(())
     }

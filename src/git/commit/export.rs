@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -33,6 +34,8 @@ pub struct Exported {
 struct Export<'a> {
     commit: &'a Commit,
     times: Timestamps,
+    /// Files come with the wrong mode: each call that changes one costs as much as making it.
+    masked: bool,
     entries: u64,
     done: Exported,
     /// For messages: where we are.
@@ -45,12 +48,15 @@ impl Commit {
     /// Modes are 0644 or 0755, every time is the commit's, a submodule is an empty directory. What was written
     /// before an error stays: the caller deletes `directory`.
     pub fn export(&self, directory: &Path) -> Result<Exported, GitError> {
-        fs::create_dir(directory).map_err(GitError::io("create", directory))?;
+        let all = fs::DirBuilder::new().mode(0o777).create(directory);
+        all.map_err(GitError::io("create", directory))?;
         let time = Timespec { tv_sec: self.time().as_second(), tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
         let root = File::open(directory).map_err(GitError::io("open", directory))?;
-        let mut export =
-            Export { commit: self, times, entries: 0, done: Exported::default(), path: directory.to_owned() };
+        // What the directory lacks of what it was made with, files will lack too.
+        let got = root.metadata().map_err(GitError::io("read", directory))?.mode();
+        let (masked, path) = (got & 0o755 != 0o755, directory.to_owned());
+        let mut export = Export { commit: self, times, masked, entries: 0, done: Exported::default(), path };
         export.tree(root.as_fd(), self.header.tree, 0)?;
         Ok(export.done)
     }
@@ -77,7 +83,9 @@ impl Export<'_> {
             }
             self.path.pop();
         }
-        self.made(rustix::fs::fchmod(directory, Mode::from_raw_mode(0o755)))?;
+        if self.masked || depth == 0 {
+            self.made(rustix::fs::fchmod(directory, Mode::from_raw_mode(0o755)))?;
+        }
         // Last: each file made in it changed its time.
         self.made(rustix::fs::futimens(directory, &self.times))
     }
@@ -117,7 +125,9 @@ impl Export<'_> {
             let blob = self.commit.objects.read(entry.id, STREAMED_BYTES)?;
             file.write_all(blob.data()).map_err(GitError::io("write", &self.path))?;
         }
-        self.made(rustix::fs::fchmod(&file, mode))?;
+        if self.masked {
+            self.made(rustix::fs::fchmod(&file, mode))?;
+        }
         self.made(rustix::fs::futimens(&file, &self.times))
     }
 

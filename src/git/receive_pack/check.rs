@@ -98,8 +98,9 @@ fn walk(quarantine: &Quarantine, tips: Vec<Oid>, shallow: &BTreeSet<CommitId>) -
     let (own, all) = (quarantine.own_objects()?, quarantine.objects()?);
     let shallow: HashSet<Oid> = shallow.iter().map(|id| oid(*id)).collect();
     let mut seen = HashSet::new();
-    let mut open = tips;
-    while let Some(id) = open.pop() {
+    // Whether the object may name others: of a file it is enough to know that it is there.
+    let mut open: Vec<(Oid, bool)> = tips.into_iter().map(|tip| (tip, true)).collect();
+    while let Some((id, names_others)) = open.pop() {
         if !seen.insert(id) {
             continue;
         }
@@ -112,19 +113,24 @@ fn walk(quarantine: &Quarantine, tips: Vec<Oid>, shallow: &BTreeSet<CommitId>) -
             }
             continue;
         }
+        if !names_others {
+            continue;
+        }
         match own.header(id)?.0 {
             ObjectType::Commit => {
                 let commit = own.commit(id)?;
-                open.push(commit.tree);
+                open.push((commit.tree, true));
                 if !shallow.contains(&id) {
-                    open.extend(commit.parents);
+                    open.extend(commit.parents.into_iter().map(|parent| (parent, true)));
                 }
             }
             ObjectType::Tree => {
                 let entries = own.tree(id)?.into_iter();
-                open.extend(entries.filter(|entry| !entry.is_submodule()).map(|entry| entry.id));
+                open.extend(
+                    entries.filter(|entry| !entry.is_submodule()).map(|entry| (entry.id, entry.is_tree())),
+                );
             }
-            ObjectType::Tag => open.push(own.tag(id)?),
+            ObjectType::Tag => open.push((own.tag(id)?, true)),
             _ => {}
         }
     }
