@@ -156,6 +156,12 @@ fn shortened(event: PushEvent) -> PushEvent {
 }
 
 impl LogReader {
+    /// Ends with what is written now, even if the build runs.
+    #[must_use]
+    pub fn without_waiting(self) -> Self {
+        Self { last: None, ..self }
+    }
+
     /// The next line, waiting for it while the build runs; `None` at the end. Not cancel safe.
     pub async fn next(&mut self) -> io::Result<Option<LogLine>> {
         loop {

@@ -12,6 +12,7 @@ use crate::config::address::Addresses;
 use crate::config::server::Settings;
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{Build, LogLine, Outcome};
+use crate::push::log::LogReader;
 use crate::push::{Pushes, Stages};
 use crate::receive::{Command, Handler, Session};
 
@@ -101,12 +102,28 @@ impl Server {
     /// The lines of a build's log after line `after`, until the build ends.
     #[must_use]
     pub fn follow(&self, build: &Build, after: u64) -> mpsc::Receiver<LogLine> {
+        self.lines(build, after, |reader| reader)
+    }
+
+    /// The lines of a build's log after line `after` that are written now.
+    #[must_use]
+    pub fn replay(&self, build: &Build, after: u64) -> mpsc::Receiver<LogLine> {
+        self.lines(build, after, LogReader::without_waiting)
+    }
+
+    fn lines(
+        &self,
+        build: &Build,
+        after: u64,
+        mode: impl FnOnce(LogReader) -> LogReader + Send + 'static,
+    ) -> mpsc::Receiver<LogLine> {
         let (lines, received) = mpsc::channel(64);
         let (logs, app, number) = (self.stages().logs.clone(), build.app.clone(), build.number);
         // Ends with the log, or when nobody receives.
         tokio::spawn(async move {
             let reader = logs.read(&app, number, after).await;
-            let Ok(Some(mut reader)) = reader else { return };
+            let Ok(Some(reader)) = reader else { return };
+            let mut reader = mode(reader);
             while let Ok(Some(line)) = reader.next().await {
                 if lines.send(line).await.is_err() {
                     return;

@@ -82,13 +82,13 @@ pub(super) async fn log(
     follow: bool,
     format: Format,
 ) -> Result<u8> {
-    let mut lines = context.server.follow(build, after);
+    let server = context.server;
+    let mut lines = if follow { server.follow(build, after) } else { server.replay(build, after) };
     loop {
         let line = tokio::select! {
             biased;
             line = lines.recv() => line,
             _ = context.closed.wait() => return Ok(1),
-            () = std::future::ready(()), if !follow && context.server.outcome(build).await?.is_none() => None,
         };
         let Some(line) = line else { break };
         match format {

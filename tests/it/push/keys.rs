@@ -24,8 +24,8 @@ fn a_known_key_without_access_is_told_whom_to_ask_and_access_is_an_exact_match()
     app.push().succeeded();
     let key = machine.key("bob_key");
     let public = std::fs::read_to_string(machine.path().join("home/.ssh/bob_key.pub")).unwrap();
-    machine.verb(&format!("keys add - --user bob <<'E'\n{public}E")).failed_with(&[]);
-    machine.hephy(&["keys", "add", "home/.ssh/bob_key.pub", "--user", "bob"]).succeeded();
+    machine.verb(&format!("keys add - --user bob <<'E'\n{public}E")).succeeded();
+    machine.hephy(&["keys", "add", "home/.ssh/bob_key.pub", "--user", "eve"]).failed_with(&["bob"]);
     let mut bobs = machine.web("hell", "bob's");
     bobs.key.clone_from(&key);
     bobs.push().succeeded();

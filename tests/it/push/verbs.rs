@@ -10,7 +10,7 @@ fn config_is_released_and_a_release_can_be_gone_back_to() {
     let web = machine.web("config", "page");
     machine.verb("config set A=early -a config").failed_with(&["no app `config`"]);
     web.push().succeeded();
-    machine.verb("config set A=one B='two words' -a config").succeeded().says(&["Released v2"]);
+    machine.verb("config set A=one \"B='two words'\" -a config").succeeded().says(&["Released v2"]);
     machine.verb("config set A=one -a config").failed_with(&["already"]);
     assert_eq!(machine.verb("config list -a config").succeeded().stdout, "A=one\nB=two words\n");
     machine.verb("config unset B -a config").succeeded().says(&["Released v3"]);
