@@ -46,7 +46,8 @@ pub(super) fn public_keys(directory: &Path) -> Vec<(PathBuf, Result<PublicKey, S
 }
 
 fn open(path: &Path) -> Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let file =
+        std::fs::File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     read(file, &path.display().to_string())
 }
 
@@ -66,7 +67,10 @@ fn choose() -> Result<String, String> {
     let keys: Vec<(PathBuf, PublicKey)> =
         public_keys(&directory).into_iter().filter_map(|(path, key)| Some((path, key.ok()?))).collect();
     if keys.is_empty() {
-        return Err(format!("there is no public key in {}: make one with `ssh-keygen -t ed25519`", directory.display()));
+        return Err(format!(
+            "there is no public key in {}: make one with `ssh-keygen -t ed25519`",
+            directory.display()
+        ));
     }
     line("Found these public keys:");
     for (number, (path, key)) in (1..).zip(&keys) {

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::config::server::HostPort;
 use crate::model::AppName;
 
+mod base;
 pub mod build;
 mod keys;
 mod remote;
@@ -39,6 +40,8 @@ enum Subject {
     Up(Box<up::UpArguments>),
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArguments>),
+    /// Make a base image from Debian's packages
+    Base(Box<base::BaseArguments>),
     #[command(flatten)]
     Verb(Verb),
 }
@@ -57,6 +60,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     match parsed.command {
         Subject::Up(arguments) => up::run(*arguments),
         Subject::Build(arguments) => build::run(&arguments),
+        Subject::Base(arguments) => base::run(&arguments),
         Subject::Verb(verb) => match send(parsed.server, &parsed.remote, &verb, &arguments) {
             Ok(code) => code,
             Err(error) => {

@@ -43,13 +43,20 @@ pub(crate) struct Operator {
 impl Operator {
     /// The file in the data directory.
     pub(crate) const FILE: &str = "operator.json";
+
+    /// Reads the file; `None` where no server was started, or it is another user's.
+    pub(crate) fn read(data: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(data.join(Self::FILE)).ok()?).ok()
+    }
 }
 
 /// Why a verb cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoteError {
     /// A git remote that is no SSH address.
-    #[error("the git remote `deis` is `{0}`, which is not ssh://USER@HOST:PORT/APP.git: mend it with `git remote set-url deis …`")]
+    #[error(
+        "the git remote `deis` is `{0}`, which is not ssh://USER@HOST:PORT/APP.git: mend it with `git remote set-url deis …`"
+    )]
     NotSsh(String),
     /// Nothing names a server.
     #[error(
@@ -72,7 +79,10 @@ pub(crate) struct Remote {
 impl Remote {
     /// Reads the remote; `None` outside a repository, or without such a remote.
     pub(crate) fn of_repository(name: &str) -> Result<Option<Self>, RemoteError> {
-        let output = Command::new("git").args(["remote", "get-url", "--push", "--", name]).stderr(Stdio::null()).output();
+        let output = Command::new("git")
+            .args(["remote", "get-url", "--push", "--", name])
+            .stderr(Stdio::null())
+            .output();
         match output {
             Ok(output) if output.status.success() => {
                 Self::parse(String::from_utf8_lossy(&output.stdout).trim()).map(Some)
@@ -94,15 +104,19 @@ impl Remote {
             (authority, path)
         };
         let (login, host) = authority.split_once('@').unwrap_or(("hephy", authority));
-        let has_port = url.starts_with("ssh://") && host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+        let has_port =
+            url.starts_with("ssh://") && host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
         let server = if has_port { host.to_owned() } else { format!("{host}:22") };
         let name = path.trim_matches('/').trim_end_matches(".git");
         let good = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         if login.is_empty() || login.starts_with('-') || !login.bytes().all(good) {
             return Err(error());
         }
-        let destination =
-            Destination { login: login.to_owned(), server: server.parse().map_err(|_| error())?, operator: None };
+        let destination = Destination {
+            login: login.to_owned(),
+            server: server.parse().map_err(|_| error())?,
+            operator: None,
+        };
         Ok(Self { destination, app: name.parse().ok() })
     }
 }
@@ -124,9 +138,12 @@ impl Destination {
     }
 
     fn of_data_directory(data: &Path) -> Option<Self> {
-        let text = std::fs::read(data.join(Operator::FILE)).ok()?;
-        let operator: Operator = serde_json::from_slice(&text).ok()?;
-        Some(Self { login: "operator".to_owned(), server: operator.ssh.parse().ok()?, operator: Some(operator) })
+        let operator = Operator::read(data)?;
+        Some(Self {
+            login: "operator".to_owned(),
+            server: operator.ssh.parse().ok()?,
+            operator: Some(operator),
+        })
     }
 
     /// The `ssh` command that runs `words` on the server.
@@ -190,7 +207,10 @@ mod tests {
     #[test]
     fn the_remote_names_server_and_app() {
         let hello = Some("hello".to_owned());
-        assert_eq!(remote("ssh://hephy@127.0.0.1:2222/hello.git"), ("hephy@127.0.0.1:2222".into(), hello.clone()));
+        assert_eq!(
+            remote("ssh://hephy@127.0.0.1:2222/hello.git"),
+            ("hephy@127.0.0.1:2222".into(), hello.clone())
+        );
         assert_eq!(remote("git@example.org:hello"), ("git@example.org:22".into(), hello.clone()));
         assert_eq!(remote("ssh://example.org/hello.git"), ("hephy@example.org:22".into(), hello.clone()));
         assert_eq!(remote("ssh://hephy@[::1]:2222/hello"), ("hephy@[::1]:2222".into(), hello));
@@ -198,7 +218,13 @@ mod tests {
 
     #[test]
     fn a_remote_that_would_be_an_option_or_is_no_ssh_is_refused() {
-        for url in ["https://example.org/hello", "/srv/hello.git", "ssh://-oProxyCommand=x@h/a", "ssh://h@-oX/a", "file:///x"] {
+        for url in [
+            "https://example.org/hello",
+            "/srv/hello.git",
+            "ssh://-oProxyCommand=x@h/a",
+            "ssh://h@-oX/a",
+            "file:///x",
+        ] {
             assert!(Remote::parse(url).is_err(), "{url}");
         }
     }

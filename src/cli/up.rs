@@ -89,7 +89,8 @@ fn checked(data: &Path, executable: &Path) -> bool {
 /// Whoever starts the server, by the keys in their `~/.ssh`.
 fn first_admin() -> Option<FirstAdmin> {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
-    let home = std::env::var_os("HOME").map(PathBuf::from).or_else(|| user.as_ref().map(|user| user.dir.clone()))?;
+    let home =
+        std::env::var_os("HOME").map(PathBuf::from).or_else(|| user.as_ref().map(|user| user.dir.clone()))?;
     let name = user.and_then(|user| user.name.parse().ok());
     #[expect(clippy::expect_used, reason = "the literal is a valid name")]
     let name = name.unwrap_or_else(|| "admin".parse().expect("`admin` is a name"));
@@ -122,7 +123,9 @@ fn show(notice: &Notice) {
         Notice::Draining { builds: 0, .. } => line("-----> Stopping; the apps go on"),
         Notice::Draining { builds, at_most } => {
             let at_most = humantime::format_duration(*at_most);
-            line(&format!("-----> Stopping once {builds} builds have ended, in {at_most} at most; again to stop now"));
+            line(&format!(
+                "-----> Stopping once {builds} builds have ended, in {at_most} at most; again to stop now"
+            ));
         }
         Notice::Left { builds } => line(&format!("       {builds} builds go on at the next `hephy up`")),
     }

@@ -93,11 +93,16 @@ mod tests {
 
     #[test]
     fn what_is_printed_runs_as_pasted() {
-        let addresses = Addresses::of(&GivenSettings::default().resolve(GivenSettings::default(), Some("/d".into())).unwrap());
+        let addresses = Addresses::of(
+            &GivenSettings::default().resolve(GivenSettings::default(), Some("/d".into())).unwrap(),
+        );
         let app = "hello".parse().unwrap();
         assert_eq!(addresses.app_url(&app), "http://hello.localhost:8080");
         assert_eq!(addresses.remote_url("hello"), "ssh://hephy@127.0.0.1:2222/hello.git");
-        assert_eq!(addresses.follow(&app, BuildNumber(7)), "ssh -p 2222 hephy@127.0.0.1 builds log 7 -a hello");
+        assert_eq!(
+            addresses.follow(&app, BuildNumber(7)),
+            "ssh -p 2222 hephy@127.0.0.1 builds log 7 -a hello"
+        );
         assert_eq!(addresses.registry(), "127.0.0.1:5000");
     }
 }

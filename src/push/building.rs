@@ -50,9 +50,13 @@ pub(super) async fn build(
 }
 
 /// Of several failures the one that was first is the cause; the others were cancelled by it.
-fn first_cause(plan: &Plan, built: Vec<Result<PlatformImage, BuildFailure>>) -> Result<Vec<PlatformImage>, Ended> {
+fn first_cause(
+    plan: &Plan,
+    built: Vec<Result<PlatformImage, BuildFailure>>,
+) -> Result<Vec<PlatformImage>, Ended> {
     let cancelled = |failure: &BuildFailure| matches!(failure, BuildFailure::Cancelled);
-    let failures = || plan.platforms.iter().zip(&built).filter_map(|(p, built)| Some((p, built.as_ref().err()?)));
+    let failures =
+        || plan.platforms.iter().zip(&built).filter_map(|(p, built)| Some((p, built.as_ref().err()?)));
     let cause = failures().find(|(_, failure)| !cancelled(failure)).or_else(|| failures().next());
     match cause {
         Some((platform, failure)) => Err(Failure::of_build(platform, failure.clone())),
@@ -76,7 +80,8 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
         crate::git::Repository::open_or_create(&path)
             .and_then(|repository| repository.commit(commit)?.export(&aside))
             .map_err(|error| Failure::platform("write out the pushed files", &error))?;
-        std::fs::rename(&aside, &context).map_err(|error| Failure::platform("write out the pushed files", &error))
+        std::fs::rename(&aside, &context)
+            .map_err(|error| Failure::platform("write out the pushed files", &error))
     });
     match exported.await {
         Ok(exported) => Ok(exported?),
@@ -107,7 +112,12 @@ async fn one(
     built
 }
 
-fn request(stages: &Stages, plan: &Plan, platform: &Platform, directory: &Path) -> Result<BuildRequest, Failure> {
+fn request(
+    stages: &Stages,
+    plan: &Plan,
+    platform: &Platform,
+    directory: &Path,
+) -> Result<BuildRequest, Failure> {
     let Method::Dockerfile { path, context, target, args } = &plan.recipe.method;
     let source = &plan.recipe.source;
     let registry = stages.addresses.registry();

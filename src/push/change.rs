@@ -8,7 +8,8 @@ use super::claim::{self, ClaimError};
 use super::{Ended, Failure, Stages, rolling};
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Config, EnvName, FORMAT, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber, Secret, UserName,
+    App, AppName, Config, EnvName, FORMAT, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber,
+    Secret, UserName,
 };
 use crate::release::Ingredients;
 
@@ -120,7 +121,9 @@ pub async fn scale(
             let unknown = counts.keys().find(|process_type| !release.processes.contains_key(process_type));
             if let Some(unknown) = unknown {
                 let known = release.processes.keys().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-                return Err(ChangeError::Nothing(format!("{app} has no process type `{unknown}`; it has {known}")));
+                return Err(ChangeError::Nothing(format!(
+                    "{app} has no process type `{unknown}`; it has {known}"
+                )));
             }
         }
         let name = ObjectName::of(app);

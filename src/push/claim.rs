@@ -4,8 +4,8 @@ use jiff::Timestamp;
 
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{
-    App, AppName, Build, BuildNumber, BuildState, Claim, CommitId, FORMAT, Holder, ObjectName, PushOptions, RefMove,
-    ReleaseNumber, Source, UserName,
+    App, AppName, Build, BuildNumber, BuildState, Claim, CommitId, FORMAT, Holder, ObjectName, PushOptions,
+    RefMove, ReleaseNumber, Source, UserName,
 };
 
 /// Why an app could not be claimed.

@@ -15,7 +15,8 @@ use crate::build::{BuildLimits, Driver};
 use crate::config::address::Addresses;
 use crate::model::store::{self, Store};
 use crate::model::{
-    App, AppName, Build, BuildState, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release, ReleaseNumber, Source,
+    App, AppName, Build, BuildState, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
+    ReleaseNumber, Source,
 };
 use crate::publish::Publisher;
 use crate::registry::server::TokenIssuer;
@@ -153,19 +154,33 @@ impl crate::detect::SourceTree for CommitTree<'_> {
         Ok(self.0.root()?.into_iter().map(name).collect())
     }
 
-    fn read(&self, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+    fn read(
+        &self,
+        path: &str,
+        max_bytes: u64,
+    ) -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.0.read(path, max_bytes)?)
     }
 }
 
-
 async fn plan(stages: &Stages, build: &Build, recipe: Recipe, log: &mut LogWriter) -> Result<Plan, Ended> {
-    let available = stages.driver.platforms().await.map_err(|failure| Failure::platform("list what builds here", &failure))?;
+    let available = stages
+        .driver
+        .platforms()
+        .await
+        .map_err(|failure| Failure::platform("list what builds here", &failure))?;
     let asked = !recipe.platforms.is_empty();
-    let plan = crate::plan::plan(recipe, &available, build.options)
-        .map_err(|error| Failure::app(error.to_string(), vec!["name platforms that are there under [build] in hephy.toml".to_owned()]))?;
+    let plan = crate::plan::plan(recipe, &available, build.options).map_err(|error| {
+        Failure::app(
+            error.to_string(),
+            vec!["name platforms that are there under [build] in hephy.toml".to_owned()],
+        )
+    })?;
     let names = plan.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let (word, why) = (if plan.platforms.len() == 1 { "platform" } else { "platforms" }, if asked { "hephy.toml" } else { "what builds here natively" });
+    let (word, why) = (
+        if plan.platforms.len() == 1 { "platform" } else { "platforms" },
+        if asked { "hephy.toml" } else { "what builds here natively" },
+    );
     tell(log, PushEvent::Line(format!("{word} {names} ({why})"))).await;
     Ok(plan)
 }
@@ -177,11 +192,8 @@ async fn publish(
     log: &mut LogWriter,
 ) -> Result<PublishedIndex, Ended> {
     let started = Instant::now();
-    let index = stages
-        .publisher
-        .publish(&build.app, images)
-        .await
-        .map_err(|error| publish_failure(&error))?;
+    let index =
+        stages.publisher.publish(&build.app, images).await.map_err(|error| publish_failure(&error))?;
     let platforms = counted(index.images.len() as u64, "platform");
     let layers = counted(u64::from(index.new_layers()), "new layer");
     let (repository, digest) = (&index.repository, index.digest.short());
@@ -229,7 +241,11 @@ async fn release(
 /// Names the index in the registry: `v4` and the commit, `latest` last.
 pub(crate) async fn tag(stages: &Stages, release: &Release) -> Result<(), Failure> {
     let tags = crate::publish::release_tags(release.number, Some(release.commit));
-    stages.publisher.tag(&release.index, &tags).await.map_err(|error| Failure::platform("tag the image index", &error))
+    stages
+        .publisher
+        .tag(&release.index, &tags)
+        .await
+        .map_err(|error| Failure::platform("tag the image index", &error))
 }
 
 /// The release that serves, if there is one.

@@ -121,9 +121,7 @@ async fn fail(stages: &Stages, release: &Release, failure: &Failure) -> Result<(
 
 fn failure(error: &RuntimeError) -> Failure {
     match error.fault() {
-        Fault::App => {
-            Failure::app(format!("rollout failed: {error}"), error.details())
-        }
+        Fault::App => Failure::app(format!("rollout failed: {error}"), error.details()),
         Fault::Platform => Failure::platform("start the new version", error),
     }
 }
@@ -194,4 +192,3 @@ fn suggest_scale(stages: &Stages, release: &Release, app: &App, lines: &mpsc::Un
         drop(lines.send(PushEvent::Line(text)));
     }
 }
-

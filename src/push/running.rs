@@ -16,7 +16,8 @@ use super::log::LogWriter;
 use super::{Ended, Stages, advance, claim, tell};
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Build, BuildNumber, BuildState, CancelReason, Claim, Fault, Kind, Outcome, PushEvent, ReleaseState,
+    App, AppName, Build, BuildNumber, BuildState, CancelReason, Claim, Fault, Kind, Outcome, PushEvent,
+    ReleaseState,
 };
 
 /// The builds that this process drives.
@@ -140,7 +141,11 @@ impl Pushes {
         }
     }
 
-    async fn permit(&self, log: &mut LogWriter, cancel: &CancellationToken) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    async fn permit(
+        &self,
+        log: &mut LogWriter,
+        cancel: &CancellationToken,
+    ) -> Option<tokio::sync::OwnedSemaphorePermit> {
         let permits = Arc::clone(&self.permits);
         if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
             return Some(permit);
@@ -181,7 +186,8 @@ impl Pushes {
         let elapsed = super::seconds(started.elapsed());
         let (number, serves) = (build.number, serving(stages, &build.app).await);
         tell(log, PushEvent::Problem(format!("Build {number} {what} ({elapsed}). {serves}"))).await;
-        tell(log, PushEvent::Problem(format!("Full log: {}", stages.addresses.follow(&build.app, number)))).await;
+        tell(log, PushEvent::Problem(format!("Full log: {}", stages.addresses.follow(&build.app, number))))
+            .await;
         outcome
     }
 
@@ -305,7 +311,9 @@ fn left_behind(app: &App, build: &Build) -> Outcome {
 
 async fn abandon_pending(stages: &Stages, app: &App) -> Result<(), StoreError> {
     let releases = store::list::<crate::model::Release>(&*stages.store, &format!("{}--", app.name)).await?;
-    for release in releases.iter().filter(|r| r.state == ReleaseState::Pending && Some(r.number) > app.current) {
+    for release in
+        releases.iter().filter(|r| r.state == ReleaseState::Pending && Some(r.number) > app.current)
+    {
         let state = ReleaseState::Failed { reason: "the server was stopped".to_owned() };
         crate::release::conclude(&*stages.store, &app.name, release.number, state).await?;
     }

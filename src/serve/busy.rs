@@ -21,8 +21,10 @@ pub(crate) async fn describe(server: &Server, app: &AppName, holder: &Holder) ->
         Claim::Build(number) => {
             let name = Build::object_name(app, number);
             let build = store::load::<Build>(&*server.stages().store, &name).await.ok().flatten();
-            let commit = build.map(|build| format!(" of {}", build.object.commit.short())).unwrap_or_default();
-            let reason = format!("{app} is busy: {} is pushing, build {number}{commit}, for {since}", holder.by);
+            let commit =
+                build.map(|build| format!(" of {}", build.object.commit.short())).unwrap_or_default();
+            let reason =
+                format!("{app} is busy: {} is pushing, build {number}{commit}, for {since}", holder.by);
             let details = vec![
                 format!("{reason}."),
                 format!("Follow it:         {}", server.addresses().follow(app, number)),

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 
+use super::Server;
 use super::options;
 use super::people::Person;
 use super::queue::Turn;
-use super::Server;
 use crate::git::{
     self, Command as RefCommand, Limits, Received, ReceivedPush, Refs, Reporter, Repository, Shown, Verdict,
 };
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Build, Cancel, CancelReason, Claim, Holder, ObjectName, Outcome, PushEvent, PushOptions, RefMove,
-    RefName,
+    App, AppName, Build, Cancel, CancelReason, Claim, Holder, ObjectName, Outcome, PushEvent, PushOptions,
+    RefMove, RefName,
 };
 use crate::push::claim::{self, BuildOrder, ClaimError};
 use crate::receive::{Gone, Output, Session};
@@ -39,7 +39,9 @@ pub(super) async fn upload(server: &Server, session: Session, name: &AppName) ->
             let opened = tokio::task::spawn_blocking(move || Repository::open_or_create(&path)).await;
             let repository = match opened {
                 Ok(Ok(repository)) => repository,
-                Ok(Err(error)) => return refuse(&mut stdout, &platform_lines("open the repository", &error)).await,
+                Ok(Err(error)) => {
+                    return refuse(&mut stdout, &platform_lines("open the repository", &error)).await;
+                }
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             };
             let head = deploy_branch(server.settings().deploy_branch.as_deref(), &app.refs);
@@ -54,7 +56,10 @@ pub(super) async fn upload(server: &Server, session: Session, name: &AppName) ->
         }
         Ok(Permitted::Fresh(_)) => vec![
             format!("There is no app {name} yet."),
-            format!("Push to it and it is made: git push {} main", server.addresses().remote_url(name.as_str())),
+            format!(
+                "Push to it and it is made: git push {} main",
+                server.addresses().remote_url(name.as_str())
+            ),
         ],
         Ok(Permitted::Refused(lines)) => lines,
         Err(error) => platform_lines("read the app", &error),
@@ -112,14 +117,18 @@ enum Permitted {
 }
 
 /// An exact match, for push and for fetch.
-async fn permitted(server: &Server, user: &crate::model::UserName, name: &AppName) -> Result<Permitted, StoreError> {
+async fn permitted(
+    server: &Server,
+    user: &crate::model::UserName,
+    name: &AppName,
+) -> Result<Permitted, StoreError> {
     let person = server.people().person(user).await?;
     match store::load::<App>(&*server.stages().store, &ObjectName::of(name)).await? {
         Some(read) if person.may_use(&read.object) => Ok(Permitted::Existing(Box::new(read.object))),
         Some(read) => Ok(Permitted::Refused(person.refusal(name, &read.object.owner, server.addresses()))),
-        None if RESERVED.contains(&name.as_str()) => {
-            Ok(Permitted::Refused(vec![format!("The name {name} is hephy's own: give the app another name.")]))
-        }
+        None if RESERVED.contains(&name.as_str()) => Ok(Permitted::Refused(vec![format!(
+            "The name {name} is hephy's own: give the app another name."
+        )])),
         None => Ok(Permitted::Fresh(person)),
     }
 }
@@ -142,14 +151,20 @@ pub(super) fn is_reserved(name: &AppName) -> bool {
 }
 
 /// The branch that deploys an app: the setting, else `main`, or `master` where only that is there.
-pub(crate) fn deploy_branch(setting: Option<&str>, refs: &BTreeMap<RefName, crate::model::CommitId>) -> RefName {
+pub(crate) fn deploy_branch(
+    setting: Option<&str>,
+    refs: &BTreeMap<RefName, crate::model::CommitId>,
+) -> RefName {
     let has = |branch: &str| RefName::branch(branch).is_ok_and(|name| refs.contains_key(&name));
     let chosen = match setting {
         Some(branch) => branch,
         None if !has("main") && has("master") => "master",
         None => "main",
     };
-    #[expect(clippy::expect_used, reason = "the setting is checked at the start, and the others are literals")]
+    #[expect(
+        clippy::expect_used,
+        reason = "the setting is checked at the start, and the others are literals"
+    )]
     RefName::branch(chosen).expect("the deploy branch is a branch")
 }
 
@@ -222,7 +237,11 @@ impl Decision<'_> {
     }
 
     /// `Err` is the reason why every ref is refused.
-    async fn carry_out(&self, push: ReceivedPush, reporter: &mut Reporter<Output>) -> Result<Verdicts, String> {
+    async fn carry_out(
+        &self,
+        push: ReceivedPush,
+        reporter: &mut Reporter<Output>,
+    ) -> Result<Verdicts, String> {
         let options = match options::parse(&push.options) {
             Ok(options) => options,
             Err(reason) => return Err(self.problem(reporter, reason).await),
@@ -240,7 +259,9 @@ impl Decision<'_> {
             Some(command) => Some(self.commit_time(&push, command)?),
         };
         self.keep(push, &wanted).await?;
-        let app = create_app(self.server, &self.name, &self.person).await.map_err(|error| self.failed("make the app", &error))?;
+        let app = create_app(self.server, &self.name, &self.person)
+            .await
+            .map_err(|error| self.failed("make the app", &error))?;
         let with_deploy = atomic && wanted.deploy.is_some();
         let mut verdicts = std::mem::take(&mut wanted.verdicts);
         if !with_deploy {
@@ -289,13 +310,15 @@ impl Decision<'_> {
 
     fn commit_time(&self, push: &ReceivedPush, command: &RefCommand) -> Result<jiff::Timestamp, String> {
         let commit = command.commit.ok_or("the deploy branch names no commit")?;
-        let commit = push.quarantine.commit(commit).map_err(|error| self.failed("read the commit", &error))?;
+        let commit =
+            push.quarantine.commit(commit).map_err(|error| self.failed("read the commit", &error))?;
         Ok(commit.time())
     }
 
     /// Moves the objects out of the quarantine, and remembers where history is cut off.
     async fn keep(&self, push: ReceivedPush, wanted: &Wanted) -> Result<(), String> {
-        let ids: Vec<_> = wanted.deploy.iter().chain(&wanted.others).filter_map(|command| command.new).collect();
+        let ids: Vec<_> =
+            wanted.deploy.iter().chain(&wanted.others).filter_map(|command| command.new).collect();
         let migrated = tokio::task::spawn_blocking(move || push.quarantine.migrate(&ids)).await;
         let shallow = match migrated {
             Ok(migrated) => migrated.map_err(|error| self.failed("store the pushed objects", &error))?,
@@ -320,11 +343,12 @@ impl Decision<'_> {
     async fn move_now(&self, commands: &[RefCommand]) -> Result<Verdicts, String> {
         let mut verdicts = Verdicts::new();
         for command in commands {
-            let moved = store::modify(&*self.server.stages().store, &ObjectName::of(&self.name), |app: &mut App| {
-                Ok::<_, StoreError>(app.move_refs(&[ref_move(command)]))
-            })
-            .await
-            .map_err(|error| self.failed("store the refs", &error))?;
+            let moved =
+                store::modify(&*self.server.stages().store, &ObjectName::of(&self.name), |app: &mut App| {
+                    Ok::<_, StoreError>(app.move_refs(&[ref_move(command)]))
+                })
+                .await
+                .map_err(|error| self.failed("store the refs", &error))?;
             let verdict = match moved.1 {
                 Ok(()) => Verdict::Accepted,
                 Err(_) => Verdict::Refused("another push moved it meanwhile: fetch first".to_owned()),
@@ -374,7 +398,10 @@ impl Decision<'_> {
                 Ok(build) => {
                     let heading = format!(
                         "{}: build {} of {} by {}",
-                        build.app, build.number, build.commit.short(), build.by
+                        build.app,
+                        build.number,
+                        build.commit.short(),
+                        build.by
                     );
                     say(reporter, &PushEvent::Heading(heading)).await;
                     let started = self.server.pushes().start(build.clone()).await;
@@ -385,7 +412,16 @@ impl Decision<'_> {
                 Err(ClaimError::Store(error)) => return Err(self.failed("claim the app", &error)),
             };
             if let Some(build) = self.orphan_of_same_commit(&holder, &order).await {
-                say(reporter, &PushEvent::Heading(format!("{}: build {} of {} is running: following it", build.app, build.number, build.commit.short()))).await;
+                say(
+                    reporter,
+                    &PushEvent::Heading(format!(
+                        "{}: build {} of {} is running: following it",
+                        build.app,
+                        build.number,
+                        build.commit.short()
+                    )),
+                )
+                .await;
                 return Ok(build);
             }
             if !options.wait && !options.supersede {
@@ -410,7 +446,11 @@ impl Decision<'_> {
         }
     }
 
-    async fn wait_for_turn(&self, turn: Option<&Turn>, reporter: &mut Reporter<Output>) -> Result<(), String> {
+    async fn wait_for_turn(
+        &self,
+        turn: Option<&Turn>,
+        reporter: &mut Reporter<Output>,
+    ) -> Result<(), String> {
         let free = claim::wait_until_free(&*self.server.stages().store, &self.name);
         tokio::pin!(free);
         let overtaken = async {
@@ -440,7 +480,8 @@ impl Decision<'_> {
         }
         let name = Build::object_name(&self.name, number);
         let build = store::load::<Build>(&*self.server.stages().store, &name).await.ok()??.object;
-        (build.commit == order.commit && build.moves == order.moves && build.outcome.is_none()).then_some(build)
+        (build.commit == order.commit && build.moves == order.moves && build.outcome.is_none())
+            .then_some(build)
     }
 
     async fn busy(&self, holder: &Holder) -> super::busy::Busy {
@@ -482,7 +523,8 @@ impl Decision<'_> {
         match gone {
             Gone::Hangup => {
                 let cancel = Cancel { reason: CancelReason::ClientGone, by: self.person.name.clone() };
-                let asked = claim::cancel(&*self.server.stages().store, &build.app, build.number, cancel).await;
+                let asked =
+                    claim::cancel(&*self.server.stages().store, &build.app, build.number, cancel).await;
                 if let Err(error) = asked {
                     tracing::error!(app = %build.app, build = %build.number, %error, "a build cannot be cancelled");
                 }
@@ -490,7 +532,10 @@ impl Decision<'_> {
             }
             Gone::Silent | Gone::Shutdown => {
                 let command = self.follow(build);
-                Verdict::Refused(format!("the server stops; build {} goes on without you: {command}", build.number))
+                Verdict::Refused(format!(
+                    "the server stops; build {} goes on without you: {command}",
+                    build.number
+                ))
             }
         }
     }

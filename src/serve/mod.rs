@@ -141,7 +141,11 @@ impl Server {
     }
 
     /// Makes an app without a push, owned by `person`; `None` where the name is the server's own.
-    pub async fn create_app(&self, name: &crate::model::AppName, person: &Person) -> Result<Option<crate::model::App>, StoreError> {
+    pub async fn create_app(
+        &self,
+        name: &crate::model::AppName,
+        person: &Person,
+    ) -> Result<Option<crate::model::App>, StoreError> {
         if git::is_reserved(name) {
             return Ok(None);
         }

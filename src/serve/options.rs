@@ -28,7 +28,10 @@ fn refusal(unknown: &str) -> String {
         strsim::jaro_winkler(unknown, one).total_cmp(&strsim::jaro_winkler(unknown, other))
     });
     let near = nearest.filter(|known| strsim::jaro_winkler(unknown, known) > 0.7);
-    let hint = near.map_or_else(|| format!("known are {}", KNOWN.join(", ")), |known| format!("did you mean `{known}`?"));
+    let hint = near.map_or_else(
+        || format!("known are {}", KNOWN.join(", ")),
+        |known| format!("did you mean `{known}`?"),
+    );
     format!("unknown push option `{shown}`: {hint}")
 }
 
@@ -42,7 +45,10 @@ mod tests {
 
     #[test]
     fn an_unknown_option_is_refused_with_the_nearest() {
-        assert_eq!(parsed(&["nocache"]).unwrap_err(), "unknown push option `nocache`: did you mean `no-cache`?");
+        assert_eq!(
+            parsed(&["nocache"]).unwrap_err(),
+            "unknown push option `nocache`: did you mean `no-cache`?"
+        );
         assert_eq!(
             parsed(&["zzz"]).unwrap_err(),
             "unknown push option `zzz`: known are detach, wait, supersede, no-cache"

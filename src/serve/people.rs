@@ -8,9 +8,7 @@ use jiff::Timestamp;
 
 use crate::config::address::Addresses;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{
-    App, AppName, FORMAT, Fingerprint, ObjectName, PublicKey, User, UserKey, UserName,
-};
+use crate::model::{App, AppName, FORMAT, Fingerprint, ObjectName, PublicKey, User, UserKey, UserName};
 use crate::receive::{Directory, DirectoryError, KnownKey};
 
 /// How many refused keys are remembered, the oldest forgotten first.
@@ -97,7 +95,13 @@ impl People {
     }
 
     /// Adds a key to a user, making the user if there is none.
-    pub async fn add_key(&self, user: &UserName, admin: bool, name: &str, key: PublicKey) -> Result<(), KeyChangeError> {
+    pub async fn add_key(
+        &self,
+        user: &UserName,
+        admin: bool,
+        name: &str,
+        key: PublicKey,
+    ) -> Result<(), KeyChangeError> {
         for other in self.users().await? {
             if let Some(taken) = other.keys.iter().find(|taken| taken.key == key) {
                 let (fingerprint, name) = (key.fingerprint(), taken.name.clone());
@@ -105,7 +109,13 @@ impl People {
             }
         }
         let added = UserKey { name: name.to_owned(), key: key.clone(), added_at: Timestamp::now() };
-        let fresh = User { format: FORMAT, name: user.clone(), admin, created_at: Timestamp::now(), keys: vec![added.clone()] };
+        let fresh = User {
+            format: FORMAT,
+            name: user.clone(),
+            admin,
+            created_at: Timestamp::now(),
+            keys: vec![added.clone()],
+        };
         match store::create(&*self.store, fresh).await {
             Ok(_) => {}
             Err(StoreError::Exists { .. }) => {
@@ -123,7 +133,11 @@ impl People {
     }
 
     /// Removes a key by fingerprint or name; of anybody's keys for an admin, else of the person's own.
-    pub async fn remove_key(&self, person: &Person, wanted: &str) -> Result<(UserName, UserKey), KeyChangeError> {
+    pub async fn remove_key(
+        &self,
+        person: &Person,
+        wanted: &str,
+    ) -> Result<(UserName, UserKey), KeyChangeError> {
         let users = self.users().await?;
         let mine = |user: &&User| person.admin || user.name == person.name;
         let matches = |key: &&UserKey| key.key.fingerprint().to_string() == wanted || key.name == wanted;
@@ -197,7 +211,10 @@ impl Directory for People {
         vec![
             "An admin adds the key by running, where hephy runs:".to_owned(),
             format!("  hephy keys add {} --user NAME", key.fingerprint()),
-            format!("or from elsewhere: {}", self.addresses.verb(&format!("keys add {} --user NAME", key.fingerprint()))),
+            format!(
+                "or from elsewhere: {}",
+                self.addresses.verb(&format!("keys add {} --user NAME", key.fingerprint()))
+            ),
         ]
     }
 }

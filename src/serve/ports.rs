@@ -47,7 +47,9 @@ fn holder_of(address: SocketAddr) -> String {
     let unknown = || "another program (of another user)".to_owned();
     let sockets = listening_sockets(address.port());
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let held = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten().any(|fd| {
             let target = fs::read_link(fd.path()).unwrap_or_default();
             sockets.iter().any(|inode| target.as_os_str() == format!("socket:[{inode}]").as_str())
@@ -67,7 +69,8 @@ fn listening_sockets(port: u16) -> Vec<String> {
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         for line in fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(&LISTEN), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9)) else {
+            let (Some(local), Some(&LISTEN), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
+            else {
                 continue;
             };
             let here = local.rsplit_once(':').and_then(|(_, hex)| u16::from_str_radix(hex, 16).ok());
@@ -87,6 +90,9 @@ mod tests {
     async fn a_busy_port_names_its_holder_and_the_flag() {
         let taken = listen("127.0.0.1:0".parse().unwrap(), "--http").await.unwrap();
         let error = listen(taken.local_addr().unwrap(), "--http").await.unwrap_err().to_string();
-        assert!(error.contains(&format!("(pid {})", std::process::id())) && error.contains("`--http`"), "{error}");
+        assert!(
+            error.contains(&format!("(pid {})", std::process::id())) && error.contains("`--http`"),
+            "{error}"
+        );
     }
 }

@@ -192,8 +192,16 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     make_first_admin(&people, start.first_admin.clone(), &tell).await?;
 
     let pushes = Pushes::new(Arc::clone(&stages), settings.builds);
-    let server = Server { settings: Arc::clone(&settings), addresses: addresses.clone(), people, pushes, queue: Queue::default(), stopping: CancellationToken::new() };
-    let services = Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table, &settings);
+    let server = Server {
+        settings: Arc::clone(&settings),
+        addresses: addresses.clone(),
+        people,
+        pushes,
+        queue: Queue::default(),
+        stopping: CancellationToken::new(),
+    };
+    let services =
+        Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table, &settings);
     adopt_apps(&stages).await?;
     let builds = server.pushes.recover().await?;
     let ready = Ready {
@@ -426,7 +434,13 @@ fn images(layers: PathBuf, ids: IdMap, client: Client, host: Host) -> Images {
             // Unpacking is file work, and its future is bound to lifetimes that the compiler cannot prove `Send` of.
             let runtime = tokio::runtime::Handle::current();
             let image = tokio::task::spawn_blocking(move || {
-                runtime.block_on(crate::build::local_image(&layers, &ids, client, &reference, &Platform::native()))
+                runtime.block_on(crate::build::local_image(
+                    &layers,
+                    &ids,
+                    client,
+                    &reference,
+                    &Platform::native(),
+                ))
             });
             let image = image.await??;
             Ok(LocalImage {

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A Dockerfile that needs no base: busybox is in the context.
-pub(crate) const BUSYBOX: &str = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n";
+pub(crate) const BUSYBOX: &str =
+    "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n";
 
 /// `hephy up` in a directory of its own.
 pub(crate) struct Machine {
@@ -100,9 +101,18 @@ impl Machine {
     /// Starts the server (again), on the same addresses as before, and returns once it is ready.
     pub(crate) fn up(&self) {
         let operator = self.data().join("operator.json");
-        let address = |name: &str| if operator.exists() { self.address(name) } else { "127.0.0.1:0".to_owned() };
+        let address =
+            |name: &str| if operator.exists() { self.address(name) } else { "127.0.0.1:0".to_owned() };
         let mut command = Command::new(env!("CARGO_BIN_EXE_hephy"));
-        command.args(["up", "--ssh", &address("ssh"), "--registry", &address("registry"), "--http", &address("http")]);
+        command.args([
+            "up",
+            "--ssh",
+            &address("ssh"),
+            "--registry",
+            &address("registry"),
+            "--http",
+            &address("http"),
+        ]);
         command.args(&self.flags);
         drop(fs::remove_file(&operator));
         let mut child = command
@@ -138,7 +148,12 @@ impl Machine {
 
     /// What `hephy up` has printed.
     pub(crate) fn printed(&self) -> String {
-        self.server.lock().unwrap().as_ref().map(|server| server.printed.lock().unwrap().clone()).unwrap_or_default()
+        self.server
+            .lock()
+            .unwrap()
+            .as_ref()
+            .map(|server| server.printed.lock().unwrap().clone())
+            .unwrap_or_default()
     }
 
     /// Sends a signal to the server.
@@ -319,7 +334,11 @@ impl Repository<'_> {
     /// Puts the static busybox of the test machine into the repository.
     pub(crate) fn add_busybox(&self) {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        fs::copy(busybox.expect("busybox-static is installed: `scripts/setup tests`"), self.path.join("busybox")).unwrap();
+        fs::copy(
+            busybox.expect("busybox-static is installed: `scripts/setup tests`"),
+            self.path.join("busybox"),
+        )
+        .unwrap();
         self.commit(&[]);
     }
 

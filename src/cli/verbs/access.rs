@@ -21,7 +21,9 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: AccessArguments) -
         Some(AccessCommand::Add { user, app }) => {
             let app = owned(context, &app).await?;
             if store::load::<User>(context.server.store(), &ObjectName::of(&user)).await?.is_none() {
-                return Err(VerbError::Said(format!("there is no user `{user}`: an admin makes one by `keys add … --user {user}`")));
+                return Err(VerbError::Said(format!(
+                    "there is no user `{user}`: an admin makes one by `keys add … --user {user}`"
+                )));
             }
             change(context, &app, |app| app.collaborators.insert(user.clone())).await?;
             context.print(&format!("-----> {user} may push to {}\n", app.name)).await
@@ -53,13 +55,21 @@ async fn owned(context: &Context<'_>, app: &AppArgument) -> Result<App> {
     if context.person.admin || app.owner == context.person.name {
         Ok(app)
     } else {
-        Err(VerbError::Said(format!("only {}, who owns {}, or an admin changes who may push", app.owner, app.name)))
+        Err(VerbError::Said(format!(
+            "only {}, who owns {}, or an admin changes who may push",
+            app.owner, app.name
+        )))
     }
 }
 
-async fn change(context: &Context<'_>, app: &App, mut change: impl FnMut(&mut App) -> bool + Send) -> Result<bool> {
+async fn change(
+    context: &Context<'_>,
+    app: &App,
+    mut change: impl FnMut(&mut App) -> bool + Send,
+) -> Result<bool> {
     let name = ObjectName::of(&app.name);
     let (_, changed) =
-        store::modify(context.server.store(), &name, |app: &mut App| Ok::<_, StoreError>(change(app))).await?;
+        store::modify(context.server.store(), &name, |app: &mut App| Ok::<_, StoreError>(change(app)))
+            .await?;
     Ok(changed)
 }

@@ -37,18 +37,27 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: AppsArguments) -> 
         }
         Some(AppsCommand::Create { name }) => {
             let Some(app) = context.server.create_app(&name, &context.person).await? else {
-                return Err(VerbError::Said(format!("the name {name} is hephy's own: give the app another name")));
+                return Err(VerbError::Said(format!(
+                    "the name {name} is hephy's own: give the app another name"
+                )));
             };
             if app.owner != context.person.name {
                 return Err(VerbError::Said(format!("there is an app {name} already")));
             }
             let url = context.server.addresses().remote_url(name.as_str());
-            context.print(&format!("-----> {name} made\n       git remote add deis {url}\n       git push deis main\n")).await
+            context
+                .print(&format!(
+                    "-----> {name} made\n       git remote add deis {url}\n       git push deis main\n"
+                ))
+                .await
         }
         Some(AppsCommand::Destroy { app, confirm }) => {
             let app = context.app(&app).await?;
             if app.object.name != confirm {
-                return Err(VerbError::Said(format!("`--confirm {confirm}` is not the app's name, {}", app.object.name)));
+                return Err(VerbError::Said(format!(
+                    "`--confirm {confirm}` is not the app's name, {}",
+                    app.object.name
+                )));
             }
             destroy(context, app).await
         }
@@ -62,7 +71,10 @@ async fn list(context: &mut Context<'_>, format: Format) -> Result<()> {
             views.push(view(context, app).await?);
         }
     }
-    let first = format!("-----> No apps yet\n       git remote add deis {}\n       git push deis main\n", context.server.addresses().remote_url("myapp"));
+    let first = format!(
+        "-----> No apps yet\n       git remote add deis {}\n       git push deis main\n",
+        context.server.addresses().remote_url("myapp")
+    );
     let now = jiff::Timestamp::now();
     context
         .show(format, &views, |views| {
@@ -74,8 +86,16 @@ async fn list(context: &mut Context<'_>, format: Format) -> Result<()> {
                 .iter()
                 .map(|app| {
                     let release = app.release.clone().unwrap_or_else(dash);
-                    let commit = app.commit.as_ref().map_or_else(dash, |commit| commit.chars().take(7).collect());
-                    [app.name.clone(), release, commit, app.owner.clone(), ago(app.created_at, now), app.url.clone()]
+                    let commit =
+                        app.commit.as_ref().map_or_else(dash, |commit| commit.chars().take(7).collect());
+                    [
+                        app.name.clone(),
+                        release,
+                        commit,
+                        app.owner.clone(),
+                        ago(app.created_at, now),
+                        app.url.clone(),
+                    ]
                 })
                 .collect();
             table(["APP", "RELEASE", "COMMIT", "OWNER", "AGE", "URL"], &rows)
@@ -97,7 +117,8 @@ async fn view(context: &Context<'_>, app: App) -> Result<AppView> {
         collaborators: app.collaborators.iter().map(ToString::to_string).collect(),
         release: release.as_ref().map(|release| release.number.to_string()),
         commit: release.as_ref().map(|release| release.commit.to_string()),
-        image: release.map(|release| format!("{registry}/{}@{}", release.index.repository, release.index.digest)),
+        image: release
+            .map(|release| format!("{registry}/{}@{}", release.index.repository, release.index.digest)),
         created_at: app.created_at,
         scale: app.scale,
         name: app.name.to_string(),
@@ -115,7 +136,9 @@ fn info(app: &AppView) -> String {
         ("owner", app.owner.clone()),
         ("collaborators", app.collaborators.join(", ")),
     ];
-    let lines = rows.into_iter().map(|(name, value)| format!("       {name:<14} {value}").trim_end().to_owned() + "\n");
+    let lines = rows
+        .into_iter()
+        .map(|(name, value)| format!("       {name:<14} {value}").trim_end().to_owned() + "\n");
     format!("-----> {}\n{}", app.name, lines.collect::<String>())
 }
 

@@ -21,7 +21,11 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: BuildsArguments) -
             let app = context.app(&app).await?.object;
             let build = find(context, &app, build).await?;
             if build.outcome.is_some() {
-                return Err(VerbError::Said(format!("build {} has ended already: {}", build.number, state(&build))));
+                return Err(VerbError::Said(format!(
+                    "build {} has ended already: {}",
+                    build.number,
+                    state(&build)
+                )));
             }
             let cancel = Cancel { reason: CancelReason::Requested, by: context.person.name.clone() };
             claim::cancel(context.server.store(), &app.name, build.number, cancel).await?;
@@ -43,7 +47,13 @@ async fn list(context: &mut Context<'_>, app: &AppArgument, format: Format) -> R
                 .iter()
                 .map(|build| {
                     let number = build.number.to_string();
-                    [number, build.commit.short(), build.by.to_string(), ago(build.created_at, now), state(build)]
+                    [
+                        number,
+                        build.commit.short(),
+                        build.by.to_string(),
+                        ago(build.created_at, now),
+                        state(build),
+                    ]
                 })
                 .collect();
             table(["BUILD", "COMMIT", "BY", "AGE", "STATE"], &rows)

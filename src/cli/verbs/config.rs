@@ -17,7 +17,8 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: ConfigArguments) -
         Some(ConfigCommand::List { app, format }) => list(context, &app, format.format).await,
         Some(ConfigCommand::Set { variables, app }) => {
             let app = context.app(&app).await?.object;
-            let changes = variables.iter().map(|text| assignment(text)).collect::<Result<VariableChanges>>()?;
+            let changes =
+                variables.iter().map(|text| assignment(text)).collect::<Result<VariableChanges>>()?;
             apply(context, &app, changes).await
         }
         Some(ConfigCommand::Unset { names, app }) => {
@@ -27,7 +28,8 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: ConfigArguments) -
             for text in &names {
                 let name = text.parse::<EnvName>().map_err(|error| VerbError::Said(error.to_string()))?;
                 if !config.variables.contains_key(&name) {
-                    let known = config.variables.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    let known =
+                        config.variables.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                     return Err(VerbError::Said(format!("`{name}` is not set; set are: {known}")));
                 }
                 changes.insert(name, None);
@@ -56,7 +58,9 @@ fn assignment(text: &str) -> Result<(EnvName, Option<Secret<String>>)> {
     })?;
     let name = name.parse::<EnvName>().map_err(|error| VerbError::Said(error.to_string()))?;
     if value.len() > MAX_VALUE_BYTES || value.contains('\0') {
-        return Err(VerbError::Said(format!("the value of {name} is longer than 128 KiB, or has a NUL in it")));
+        return Err(VerbError::Said(format!(
+            "the value of {name} is longer than 128 KiB, or has a NUL in it"
+        )));
     }
     Ok((name, Some(Secret::new(value.to_owned()))))
 }
@@ -64,7 +68,10 @@ fn assignment(text: &str) -> Result<(EnvName, Option<Secret<String>>)> {
 async fn apply(context: &mut Context<'_>, app: &App, changes: VariableChanges) -> Result<()> {
     let (stages, name, by) = (context.server.stages().clone(), app.name.clone(), context.person.name.clone());
     let released = context
-        .change(&app.name, move |lines| async move { change::config(&stages, &name, &by, changes, lines).await })
+        .change(
+            &app.name,
+            move |lines| async move { change::config(&stages, &name, &by, changes, lines).await },
+        )
         .await?;
     match released {
         Some(number) => context.released(&app.name, number).await,

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use super::{AppArgument, Format, Verb};
 use crate::model::store::{self, StoreError, Versioned};
 use crate::model::{App, AppName, ObjectName, PushEvent, ReleaseNumber};
-use crate::push::change::ChangeError;
 use crate::push::Failure;
+use crate::push::change::ChangeError;
 use crate::receive::{Closed, Output, Stdin};
 use crate::serve::Server;
 use crate::serve::people::{KeyChangeError, Person};
@@ -101,7 +101,8 @@ impl Context<'_> {
     pub(super) async fn app(&self, argument: &AppArgument) -> Result<Versioned<App>> {
         let name = argument.app.as_ref().ok_or(VerbError::NoApp)?;
         let read = store::load::<App>(self.server.store(), &ObjectName::of(name)).await?;
-        read.filter(|read| self.person.may_use(&read.object)).ok_or_else(|| VerbError::UnknownApp(name.clone()))
+        read.filter(|read| self.person.may_use(&read.object))
+            .ok_or_else(|| VerbError::UnknownApp(name.clone()))
     }
 
     /// Prints `text`, which ends in a line end.
@@ -140,7 +141,10 @@ impl Context<'_> {
         let mut bytes = Vec::new();
         stdin.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).await?;
         if bytes.len() as u64 > MAX_INPUT_BYTES {
-            return Err(VerbError::Said(format!("standard input is longer than {} KiB", MAX_INPUT_BYTES / 1024)));
+            return Err(VerbError::Said(format!(
+                "standard input is longer than {} KiB",
+                MAX_INPUT_BYTES / 1024
+            )));
         }
         String::from_utf8(bytes).map_err(|_| VerbError::Said("standard input is not text".to_owned()))
     }

@@ -14,7 +14,8 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -
     };
     let path = context.server.stages().repository_path(&app.name);
     let read = tokio::task::spawn_blocking(move || {
-        crate::git::Repository::open_or_create(&path).and_then(|repository| Ok(repository.commit(commit)?.time()))
+        crate::git::Repository::open_or_create(&path)
+            .and_then(|repository| Ok(repository.commit(commit)?.time()))
     });
     let committed_at = match read.await {
         Ok(read) => read.map_err(|error| VerbError::Said(format!("the commit cannot be read: {error}")))?,
@@ -26,7 +27,11 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -
         committed_at,
         moves: Vec::new(),
         by: context.person.name.clone(),
-        options: PushOptions { detach: arguments.detach, no_cache: arguments.no_cache, ..PushOptions::default() },
+        options: PushOptions {
+            detach: arguments.detach,
+            no_cache: arguments.no_cache,
+            ..PushOptions::default()
+        },
     };
     let build = match claim::claim_build(context.server.store(), order).await {
         Ok(build) => build,
@@ -36,7 +41,8 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -
         }
         Err(ClaimError::Store(error)) => return Err(error.into()),
     };
-    let heading = format!("{}: build {} of {} by {}", build.app, build.number, build.commit.short(), build.by);
+    let heading =
+        format!("{}: build {} of {} by {}", build.app, build.number, build.commit.short(), build.by);
     context.event(&PushEvent::Heading(heading)).await?;
     context.server.pushes().start(build.clone()).await?;
     if arguments.detach {

@@ -57,7 +57,13 @@ async fn list(context: &mut Context<'_>, format: Format) -> Result<()> {
                 .iter()
                 .map(|key| {
                     let user = if key.admin { format!("{} (admin)", key.user) } else { key.user.clone() };
-                    [user, key.name.clone(), key.algorithm.clone(), key.fingerprint.clone(), ago(key.added_at, now)]
+                    [
+                        user,
+                        key.name.clone(),
+                        key.algorithm.clone(),
+                        key.fingerprint.clone(),
+                        ago(key.added_at, now),
+                    ]
                 })
                 .collect();
             table(["USER", "NAME", "TYPE", "FINGERPRINT", "AGE"], &rows)
@@ -81,7 +87,9 @@ async fn read(context: &mut Context<'_>, key: Option<&str>) -> Result<PublicKey>
             let text = context.input().await?;
             PublicKey::parse_file(&text).map_err(|error| VerbError::Said(error.to_string()))
         }
-        _ => Err(VerbError::Said("give the key on standard input: `keys add - < ~/.ssh/id_ed25519.pub`".to_owned())),
+        _ => Err(VerbError::Said(
+            "give the key on standard input: `keys add - < ~/.ssh/id_ed25519.pub`".to_owned(),
+        )),
     }
 }
 
@@ -95,10 +103,15 @@ async fn add(
     let operator = People::operator();
     let user = user.unwrap_or_else(|| context.person.name.clone());
     if user == operator {
-        return Err(VerbError::Said("whose key is it? Give `--user NAME`; `operator` is whoever runs the server".to_owned()));
+        return Err(VerbError::Said(
+            "whose key is it? Give `--user NAME`; `operator` is whoever runs the server".to_owned(),
+        ));
     }
     if user != context.person.name && !context.person.admin {
-        return Err(VerbError::Said(format!("only an admin adds keys of others; {} is not", context.person.name)));
+        return Err(VerbError::Said(format!(
+            "only an admin adds keys of others; {} is not",
+            context.person.name
+        )));
     }
     let comment = Some(key.comment()).filter(|comment| !comment.is_empty()).unwrap_or("key").to_owned();
     let name: String = name.unwrap_or(comment).chars().filter(|c| !c.is_control()).take(64).collect();

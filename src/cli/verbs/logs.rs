@@ -8,7 +8,8 @@ use crate::rollout::LogQuery;
 /// Shows what the app printed, and with `--follow` what it prints from now on.
 pub(super) async fn run(context: &mut Context<'_>, arguments: LogsArguments) -> Result<(), VerbError> {
     let app = context.app(&arguments.app).await?.object;
-    let query = LogQuery { lines: arguments.lines, follow: arguments.follow, process_type: arguments.process_type };
+    let query =
+        LogQuery { lines: arguments.lines, follow: arguments.follow, process_type: arguments.process_type };
     let mut lines = context.server.stages().runtime.logs(&app.name, query).await?;
     loop {
         let line = tokio::select! {

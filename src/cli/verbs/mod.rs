@@ -23,7 +23,13 @@ pub(crate) use context::{Context, VerbError, run};
 
 /// What is sent over SSH: `ssh -p 2222 hephy@HOST apps`.
 #[derive(Debug, Parser)]
-#[command(name = "hephy", no_binary_name = true, disable_version_flag = true, about = "git push deis main, and your code runs", arg_required_else_help = true)]
+#[command(
+    name = "hephy",
+    no_binary_name = true,
+    disable_version_flag = true,
+    about = "git push deis main, and your code runs",
+    arg_required_else_help = true
+)]
 pub(crate) struct SshCommand {
     /// The verb.
     #[command(subcommand)]
@@ -418,12 +424,16 @@ impl Verb {
             Self::Builds(builds) => match &builds.command {
                 None => unnamed(&builds.app),
                 Some(
-                    BuildsCommand::List { app, .. } | BuildsCommand::Log { app, .. } | BuildsCommand::Cancel { app, .. },
+                    BuildsCommand::List { app, .. }
+                    | BuildsCommand::Log { app, .. }
+                    | BuildsCommand::Cancel { app, .. },
                 ) => unnamed(app),
             },
             Self::Releases(releases) => match &releases.command {
                 None => unnamed(&releases.app),
-                Some(ReleasesCommand::List { app, .. } | ReleasesCommand::Rollback { app, .. }) => unnamed(app),
+                Some(ReleasesCommand::List { app, .. } | ReleasesCommand::Rollback { app, .. }) => {
+                    unnamed(app)
+                }
             },
             Self::Logs(logs) => unnamed(&logs.app),
             Self::Deploy(deploy) => unnamed(&deploy.app),
@@ -434,13 +444,17 @@ impl Verb {
             Self::Config(config) => match &config.command {
                 None => unnamed(&config.app),
                 Some(
-                    ConfigCommand::List { app, .. } | ConfigCommand::Set { app, .. } | ConfigCommand::Unset { app, .. },
+                    ConfigCommand::List { app, .. }
+                    | ConfigCommand::Set { app, .. }
+                    | ConfigCommand::Unset { app, .. },
                 ) => unnamed(app),
             },
             Self::Access(access) => match &access.command {
                 None => unnamed(&access.app),
                 Some(
-                    AccessCommand::List { app, .. } | AccessCommand::Add { app, .. } | AccessCommand::Remove { app, .. },
+                    AccessCommand::List { app, .. }
+                    | AccessCommand::Add { app, .. }
+                    | AccessCommand::Remove { app, .. },
                 ) => unnamed(app),
             },
             Self::Keys(_) | Self::Registry(_) => false,
@@ -454,7 +468,12 @@ pub(crate) struct SshVerbs;
 
 #[async_trait::async_trait]
 impl crate::serve::Verbs for SshVerbs {
-    async fn run(&self, server: &crate::serve::Server, words: Vec<String>, session: crate::receive::Session) -> u8 {
+    async fn run(
+        &self,
+        server: &crate::serve::Server,
+        words: Vec<String>,
+        session: crate::receive::Session,
+    ) -> u8 {
         use tokio::io::AsyncWriteExt as _;
         let crate::receive::Session { user, stdin, mut stdout, mut stderr, closed, .. } = session;
         let parsed = match SshCommand::try_parse_from(words) {

@@ -15,10 +15,14 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: PsArguments) -> Re
         Some(PsCommand::Scale { counts, app }) => {
             let app = context.app(&app).await?.object;
             let counts: BTreeMap<_, _> = counts.into_iter().collect();
-            let text = counts.iter().map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ");
-            let (stages, name, by) = (context.server.stages().clone(), app.name.clone(), context.person.name.clone());
+            let text =
+                counts.iter().map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ");
+            let (stages, name, by) =
+                (context.server.stages().clone(), app.name.clone(), context.person.name.clone());
             context
-                .change(&app.name, move |lines| async move { change::scale(&stages, &name, &by, &counts, lines).await })
+                .change(&app.name, move |lines| async move {
+                    change::scale(&stages, &name, &by, &counts, lines).await
+                })
                 .await?;
             context.print(&format!("-----> {} runs {text}\n", app.name)).await
         }

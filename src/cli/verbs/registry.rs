@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::{Context, RegistryArguments, RegistryCommand, VerbError};
-use crate::model::store;
 use crate::model::App;
+use crate::model::store;
 
 #[derive(Debug, Serialize)]
 struct TokenView {
@@ -26,7 +26,11 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: RegistryArguments)
         }
     }
     let tokens = &context.server.stages().tokens;
-    let token = if context.person.admin { tokens.for_server(ttl) } else { tokens.for_user(&context.person.name, &apps, ttl) };
+    let token = if context.person.admin {
+        tokens.for_server(ttl)
+    } else {
+        tokens.for_user(&context.person.name, &apps, ttl)
+    };
     let registry = context.server.addresses().registry();
     let view = TokenView { registry, username: "hephy", password: token.reveal().clone() };
     context.show(format.format, &view, |view| format!("{}\n", view.password)).await

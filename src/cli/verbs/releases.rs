@@ -45,7 +45,11 @@ async fn list(context: &mut Context<'_>, app: &AppArgument, format: Format) -> R
         .await
 }
 
-async fn rollback(context: &mut Context<'_>, app: &AppArgument, release: Option<ReleaseNumber>) -> Result<()> {
+async fn rollback(
+    context: &mut Context<'_>,
+    app: &AppArgument,
+    release: Option<ReleaseNumber>,
+) -> Result<()> {
     let app = context.app(app).await?.object;
     let releases = all(context, &app.name).await?;
     let good = |release: &&Release| matches!(release.state, ReleaseState::Live { .. });
@@ -54,14 +58,19 @@ async fn rollback(context: &mut Context<'_>, app: &AppArgument, release: Option<
         Some(number) => releases.iter().find(|release| release.number == number),
         None => releases.iter().filter(good).find(before),
     };
-    let target = target.ok_or_else(|| VerbError::Said("there is no such release: `releases` lists those there are".to_owned()))?;
+    let target = target.ok_or_else(|| {
+        VerbError::Said("there is no such release: `releases` lists those there are".to_owned())
+    })?;
     if !good(&target) {
         return Err(VerbError::Said(format!("{} never ran: choose one that did", target.number)));
     }
     let (stages, name, by, number) =
         (context.server.stages().clone(), app.name.clone(), context.person.name.clone(), target.number);
     let released = context
-        .change(&app.name, move |lines| async move { change::rollback(&stages, &name, &by, number, lines).await })
+        .change(
+            &app.name,
+            move |lines| async move { change::rollback(&stages, &name, &by, number, lines).await },
+        )
         .await?;
     context.released(&app.name, released).await
 }

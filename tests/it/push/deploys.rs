@@ -9,7 +9,8 @@ fn a_first_push_is_built_released_and_answers() {
     let hello = machine.web("hello", "first");
     let pushed = hello.push().succeeded().stderr;
     let commit: String = hello.rev("main").chars().take(7).collect();
-    let lines: Vec<&str> = pushed.lines().filter_map(|line| line.strip_prefix("remote: ")).map(str::trim_end).collect();
+    let lines: Vec<&str> =
+        pushed.lines().filter_map(|line| line.strip_prefix("remote: ")).map(str::trim_end).collect();
     assert!(lines[0].starts_with(&format!("-----> hello: build #1 of {commit} by ")), "{pushed}");
     assert!(lines.contains(&"-----> Dockerfile found"), "{pushed}");
     assert!(lines.contains(&"-----> Released v1"), "{pushed}");
@@ -47,7 +48,10 @@ fn a_failing_build_rejects_the_ref_and_the_same_commit_can_be_pushed_again() {
     let app = machine.web("fails", "good");
     app.push().succeeded();
     let dockerfile = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
-    app.commit(&[("Dockerfile", &dockerfile.replace("COPY www", "RUN echo to the pusher; exit 3\nCOPY www"))]);
+    app.commit(&[(
+        "Dockerfile",
+        &dockerfile.replace("COPY www", "RUN echo to the pusher; exit 3\nCOPY www"),
+    )]);
     for build in ["#2", "#3"] {
         app.push().failed_with(&[
             "to the pusher",
@@ -70,7 +74,10 @@ fn what_cannot_be_built_is_refused_with_every_candidate() {
     let machine = Machine::start();
     let empty = machine.repository("empty", &[("README", "nothing here")]);
     empty.push().failed_with(&["Dockerfile", "[remote rejected]"]);
-    let typo = machine.repository("typo", &[("hephy.toml", "[build]\ndockerfil = \"x\"\n"), ("Dockerfile", "FROM scratch\n")]);
+    let typo = machine.repository(
+        "typo",
+        &[("hephy.toml", "[build]\ndockerfil = \"x\"\n"), ("Dockerfile", "FROM scratch\n")],
+    );
     typo.push().failed_with(&["hephy.toml:2", "dockerfile"]);
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
     let lfs = machine.repository("lfs", &[("Dockerfile", "FROM scratch\nCOPY big /\n"), ("big", pointer)]);

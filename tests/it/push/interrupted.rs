@@ -10,7 +10,8 @@ fn slow<'a>(machine: &'a Machine, name: &str, seconds: u32) -> Repository<'a> {
     let dockerfile = format!(
         "{BUSYBOX}COPY seconds /seconds\nRUN echo building; sleep $(cat /seconds)\nRUN mkdir /www; cp /seconds /www/index.html\nEXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"8000\", \"-h\", \"/www\"]\n"
     );
-    let repository = machine.repository(name, &[("Dockerfile", &dockerfile), ("seconds", &seconds.to_string())]);
+    let repository =
+        machine.repository(name, &[("Dockerfile", &dockerfile), ("seconds", &seconds.to_string())]);
     repository.add_busybox();
     repository
 }
@@ -38,7 +39,12 @@ fn a_busy_app_refuses_at_once_and_says_who_and_how_to_follow() {
     let first = begin(&app, &[]);
     eventually("the first build runs", || is_building(&machine, "busy", 1));
     app.commit(&[("seconds", "0")]);
-    app.push().failed_with(&["busy: ", "is pushing, build #1 of", "builds log 1 -a busy", "git push -o supersede deis main"]);
+    app.push().failed_with(&[
+        "busy: ",
+        "is pushing, build #1 of",
+        "builds log 1 -a busy",
+        "git push -o supersede deis main",
+    ]);
     app.git(&["push", "-o", "supersede", "deis", "main"]).succeeded();
     let first = first.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&first.stderr);
@@ -75,7 +81,9 @@ fn control_c_in_git_cancels_within_two_seconds_and_frees_the_app() {
     let interrupted = Instant::now();
     std::process::Command::new("pkill").args(["-INT", "-P", &push.id().to_string()]).status().unwrap();
     std::process::Command::new("kill").args(["-INT", &push.id().to_string()]).status().unwrap();
-    eventually("the build is cancelled", || builds(&machine, "ctrl-c")[0]["outcome"]["cancelled"].is_object());
+    eventually("the build is cancelled", || {
+        builds(&machine, "ctrl-c")[0]["outcome"]["cancelled"].is_object()
+    });
     let took = interrupted.elapsed();
     assert!(took < Duration::from_secs(10), "it took {took:?}");
     drop(push.wait_with_output());

@@ -8,7 +8,8 @@ fn an_unknown_key_is_told_its_fingerprint_and_the_command_that_adds_it() {
     let mut app = machine.web("guest", "one");
     app.key = machine.key("guest_key");
     let public = machine.path().join("home/.ssh/guest_key.pub");
-    let fingerprint = std::process::Command::new("ssh-keygen").arg("-lf").arg(public).output().unwrap().stdout;
+    let fingerprint =
+        std::process::Command::new("ssh-keygen").arg("-lf").arg(public).output().unwrap().stdout;
     let fingerprint = String::from_utf8(fingerprint).unwrap().split(' ').nth(1).unwrap().to_owned();
     app.push().failed_with(&[&fingerprint, &format!("hephy keys add {fingerprint} --user NAME")]);
     machine.verb_as("guest_key", "apps").failed_with(&[&fingerprint]);
@@ -29,7 +30,8 @@ fn a_known_key_without_access_is_told_whom_to_ask_and_access_is_an_exact_match()
     let mut bobs = machine.web("hell", "bob's");
     bobs.key.clone_from(&key);
     bobs.push().succeeded();
-    bobs.git(&["push", &machine.remote("hello"), "main"]).failed_with(&["you have no access", "access add bob -a hello"]);
+    bobs.git(&["push", &machine.remote("hello"), "main"])
+        .failed_with(&["you have no access", "access add bob -a hello"]);
     bobs.git(&["ls-remote", &machine.remote("hello")]).failed_with(&["you have no access"]);
     machine.verb_as(&key, "apps").succeeded().says(&["hell"]);
     machine.verb_as(&key, "config list -a hello").failed_with(&["there is no app `hello`"]);
@@ -42,7 +44,11 @@ fn malformed_keys_are_refused_with_the_reason() {
     let machine = Machine::start();
     let public = std::fs::read_to_string(machine.path().join("home/.ssh/id_ed25519.pub")).unwrap();
     for (name, text, reason) in [
-        ("private", std::fs::read_to_string(machine.path().join("home/.ssh/id_ed25519")).unwrap(), "private key"),
+        (
+            "private",
+            std::fs::read_to_string(machine.path().join("home/.ssh/id_ed25519")).unwrap(),
+            "private key",
+        ),
         ("options", format!("command=\"x\" {public}"), "options"),
         ("two", format!("{public}{public}"), "2 keys"),
         ("junk", "ssh-ed25519 AAAA".to_owned(), "damaged"),

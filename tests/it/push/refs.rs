@@ -42,7 +42,10 @@ fn an_atomic_push_moves_all_refs_or_none() {
     app.git(&["push", "--atomic", "deis", "main", "main:other"]).failed_with(&["[remote rejected]"]);
     assert_eq!(app.git(&["ls-remote", "deis"]).stdout, "");
     app.git(&["push", "deis", "main", "main:other"]).failed_with(&["main -> main (build failed"]);
-    assert_eq!(app.git(&["ls-remote", "deis"]).succeeded().stdout, format!("{}\trefs/heads/other\n", app.rev("main")));
+    assert_eq!(
+        app.git(&["ls-remote", "deis"]).succeeded().stdout,
+        format!("{}\trefs/heads/other\n", app.rev("main"))
+    );
 }
 
 #[test]

@@ -30,10 +30,14 @@ fn a_version_that_never_answers_is_rolled_back_with_the_apps_last_lines() {
 #[test]
 fn one_that_listens_elsewhere_is_told_where_and_how_to_fix_it() {
     let machine = Machine::with_flags(&["--ready-timeout", "3s"]);
-    let elsewhere = app(&machine, "elsewhere", "EXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"9000\", \"-h\", \"/\"]\n");
+    let elsewhere =
+        app(&machine, "elsewhere", "EXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"9000\", \"-h\", \"/\"]\n");
     elsewhere.push().failed_with(&["9000", "$PORT", "EXPOSE 9000"]);
-    let loopback =
-        app(&machine, "loopback", "EXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"127.0.0.1:8000\", \"-h\", \"/\"]\n");
+    let loopback = app(
+        &machine,
+        "loopback",
+        "EXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"127.0.0.1:8000\", \"-h\", \"/\"]\n",
+    );
     loopback.push().failed_with(&["127.0.0.1", "0.0.0.0"]);
 }
 
@@ -62,7 +66,9 @@ fn no_request_fails_while_versions_change() {
             while !stop.load(Ordering::Relaxed) {
                 match machine.get("steady", "/") {
                     Ok((200, _)) => asked.fetch_add(1, Ordering::Relaxed),
-                    other => return Err(format!("{other:?} after {} good answers", asked.load(Ordering::Relaxed))),
+                    other => {
+                        return Err(format!("{other:?} after {} good answers", asked.load(Ordering::Relaxed)));
+                    }
                 };
             }
             Ok(())
@@ -123,7 +129,9 @@ fn process_types_of_a_procfile_run_as_scaled() {
     types.push().succeeded().says(&["ps scale worker=1 -a types"]);
     machine.verb("ps scale worker=2 web=2 -a types").succeeded();
     machine.verb("ps -a types").succeeded().says(&["web.1", "web.2", "worker.1", "worker.2"]);
-    eventually("the worker's lines are in the logs", || machine.verb("logs -a types").stdout.contains("working"));
+    eventually("the worker's lines are in the logs", || {
+        machine.verb("logs -a types").stdout.contains("working")
+    });
     machine.verb("ps scale web=1 worker=0 -a types").succeeded();
     let ps = machine.verb("ps -a types").succeeded().stdout;
     assert!(!ps.contains("worker.1") && !ps.contains("web.2"), "{ps}");

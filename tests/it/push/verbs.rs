@@ -17,7 +17,10 @@ fn config_is_released_and_a_release_can_be_gone_back_to() {
     machine.verb("config unset B -a config").failed_with(&["`B` is not set"]);
     machine.verb("config set 1A=x -a config").failed_with(&["not a variable name"]);
     machine.verb("releases rollback v2 -a config").succeeded().says(&["Released v4"]);
-    assert_eq!(machine.verb("config -a config --format json").succeeded().stdout, "{\n  \"A\": \"one\",\n  \"B\": \"two words\"\n}\n");
+    assert_eq!(
+        machine.verb("config -a config --format json").succeeded().stdout,
+        "{\n  \"A\": \"one\",\n  \"B\": \"two words\"\n}\n"
+    );
     assert_eq!(machine.get("config", "/").unwrap(), (200, "page".to_owned()));
 }
 
@@ -84,7 +87,8 @@ fn the_image_of_an_app_is_read_and_written_by_other_peoples_clients() {
     let registry = machine.address("registry");
     let run = |program: &str, words: &[&str]| {
         let output = Command::new(program).args(words).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.success(), text)
     };
     let image = format!("docker://{registry}/image:v1");
@@ -92,11 +96,26 @@ fn the_image_of_an_app_is_read_and_written_by_other_peoples_clients() {
     let index: serde_json::Value = serde_json::from_str(&raw).unwrap();
     assert!(ok && index["mediaType"] == "application/vnd.oci.image.index.v1+json", "{raw}");
     let copy = format!("docker://{registry}/image:copy");
-    let refused = run("skopeo", &["copy", "-q", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", &image, &copy]);
+    let refused = run(
+        "skopeo",
+        &["copy", "-q", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", &image, &copy],
+    );
     assert!(!refused.0, "{}", refused.1);
     let token = machine.verb("registry token").succeeded().stdout;
     let credentials = format!("--dest-creds=hephy:{}", token.trim());
-    let copied = run("skopeo", &["copy", "-q", "--all", &credentials, "--src-tls-verify=false", "--dest-tls-verify=false", &image, &copy]);
+    let copied = run(
+        "skopeo",
+        &[
+            "copy",
+            "-q",
+            "--all",
+            &credentials,
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+            &image,
+            &copy,
+        ],
+    );
     assert!(copied.0, "{}", copied.1);
     let (ok, inspected) = run("skopeo", &["inspect", "--tls-verify=false", &copy]);
     assert!(ok && inspected.contains("image"), "{inspected}");
