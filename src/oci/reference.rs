@@ -265,4 +265,16 @@ mod tests {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_reference_reads_back_as_itself_and_its_name_stays_in_its_directory(text in "[a-zA-Z0-9./:@_\\-\\[\\] ]{0,60}|\\PC{0,40}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                proptest::prop_assert_eq!(&reference.to_string().parse::<Reference>().unwrap(), &reference);
+                proptest::prop_assert_eq!(&reference.familiar().parse::<Reference>().unwrap(), &reference);
+                let path = std::path::Path::new(reference.repository.name.as_str());
+                proptest::prop_assert!(path.components().all(|part| matches!(part, std::path::Component::Normal(_))));
+            }
+        }
+    }
 }

@@ -12,6 +12,8 @@ use crate::oci::{
     RepositoryName, Target,
 };
 
+/// How long a manifest may take to arrive.
+const MANIFEST_LIMIT: std::time::Duration = std::time::Duration::from_mins(2);
 /// The most tags on a page.
 const TAG_PAGE: usize = 10_000;
 /// The most referrers on a page.
@@ -62,7 +64,9 @@ impl Server {
         target: &Target,
         body: Body,
     ) -> Result<Response<Body>, Refusal> {
-        let bytes = axum::body::to_bytes(body, MAX_MANIFEST_BYTES).await.map_err(|_| {
+        let arrived =
+            tokio::time::timeout(MANIFEST_LIMIT, axum::body::to_bytes(body, MAX_MANIFEST_BYTES)).await;
+        let bytes = arrived.ok().and_then(Result::ok).ok_or_else(|| {
             let message = format!("the manifest did not arrive, or has more than {MAX_MANIFEST_BYTES} bytes");
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "MANIFEST_INVALID", message)
         })?;

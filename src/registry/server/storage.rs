@@ -115,12 +115,19 @@ impl Storage {
     }
 
     /// Makes the finished file at `path`, whose content has this digest, a blob of the repository.
-    pub(super) fn adopt_blob(&self, name: &RepositoryName, digest: &Digest, path: &Path) -> io::Result<()> {
+    pub(super) fn adopt_blob(
+        &self,
+        name: &RepositoryName,
+        digest: &Digest,
+        path: &Path,
+        file: &File,
+    ) -> io::Result<()> {
         let blob = self.blob(digest);
         if blob.try_exists()? {
             fs::remove_file(path)?;
         } else {
-            File::open(path)?.sync_all()?;
+            // By the descriptor that wrote it, which is told of everything that went wrong in writing it.
+            file.sync_all()?;
             fs::rename(path, &blob)?;
             sync_dir(&self.blobs())?;
         }

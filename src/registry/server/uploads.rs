@@ -124,17 +124,15 @@ impl Uploads {
 
     /// Stores what an upload has as the blob it should be, and ends it. Blocks.
     pub(super) fn commit(&self, upload: &Upload, expected: &Digest) -> Result<u64, Refusal> {
-        let (actual, size) = {
-            let part = lock(&upload.part);
-            (Digest::from_sha256(part.sum.clone().finalize().into()), part.size)
-        };
+        let part = lock(&upload.part);
+        let (actual, size) = (Digest::from_sha256(part.sum.clone().finalize().into()), part.size);
         if actual != *expected {
             self.remove(upload)?;
             let message = format!("{size} bytes with digest `{actual}` were uploaded, not `{expected}`");
             return Err(Refusal::bad("DIGEST_INVALID", message));
         }
         let path = self.storage.upload(&upload.repository, &upload.id);
-        let stored = self.storage.adopt_blob(&upload.repository, expected, &path);
+        let stored = self.storage.adopt_blob(&upload.repository, expected, &path, &part.file);
         let removed = self.remove(upload);
         stored.and(removed)?;
         Ok(size)

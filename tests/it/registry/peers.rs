@@ -194,3 +194,26 @@ async fn crane_logs_in_copies_validates_and_deletes() {
     crane.ok(&["push", "--index", "layout", &format!("{}/other/nested:v3", registry.address)]).await;
     crane.ok(&["delete", &format!("{}/other@{}", registry.address, index.digest())]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_specifications_own_conformance_test_passes() {
+    let Some(conformance) = Tool::find("oci-conformance") else { return };
+    let registry = Registry::start().await;
+    let settings = [
+        ("OCI_REGISTRY", registry.address.to_string()),
+        ("OCI_TLS", "disabled".to_owned()),
+        ("OCI_USERNAME", "hephy".to_owned()),
+        ("OCI_PASSWORD", registry.token().reveal().clone()),
+        ("OCI_API_BLOBS_DIGEST_HEADER", "true".to_owned()),
+        ("OCI_API_BLOBS_UPLOAD_CANCEL", "true".to_owned()),
+        ("OCI_API_MANIFESTS_DIGEST_HEADER", "true".to_owned()),
+        // Digests here are sha256.
+        ("OCI_DATA_SHA512", "false".to_owned()),
+    ];
+    let mut command = Command::new(&conformance.program);
+    command.envs(settings).current_dir(conformance.home.path());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "the conformance test failed");
+}
