@@ -8,12 +8,11 @@
 mod error;
 mod runtime;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tokio::sync::mpsc::{self, UnboundedSender};
 
-use crate::model::{ProcessType, PushEvent};
+use crate::model::PushEvent;
 
 pub use error::{NotReady, Obstacle, RuntimeError};
 pub use runtime::{
@@ -60,11 +59,6 @@ pub async fn rollout<'a>(
     let summary = summary(version, previous.is_some());
     let line = format!("{summary:<54} {:.1}s", began.elapsed().as_secs_f64());
     drop(progress.send(PushEvent::Line(line)));
-    for (process_type, _) in idle(version) {
-        let app = &version.release.app;
-        let text = format!("{process_type} 0: `hephy ps scale {process_type}=1 -a {app}` starts it");
-        drop(progress.send(PushEvent::Line(text)));
-    }
     Ok(Rollout { runtime, version, previous })
 }
 
@@ -90,16 +84,6 @@ fn summary(version: &Version, replaces: bool) -> String {
     let ready =
         if ready.is_empty() { "nothing to start".to_owned() } else { format!("{} ready", ready.join(", ")) };
     if replaces { format!("{ready}, the old version stops") } else { ready }
-}
-
-fn idle(version: &Version) -> impl Iterator<Item = (&ProcessType, u32)> {
-    version.wanted().filter(|(_, count)| *count == 0)
-}
-
-/// How many instances of each type a first release gets: one `web`, and nothing else until it is scaled.
-#[must_use]
-pub fn first_scale<'a>(types: impl IntoIterator<Item = &'a ProcessType>) -> BTreeMap<ProcessType, u32> {
-    types.into_iter().map(|name| (name.clone(), u32::from(*name == ProcessType::web()))).collect()
 }
 
 #[cfg(test)]
