@@ -126,6 +126,9 @@ fn reap_until(command: Pid) -> Result<Outcome, SandboxError> {
             Err(error) => return Err(error).doing(|| "wait for a signal".to_owned()),
         }
         let any_left = reap(command, &mut outcome)?;
+        // The kernel hands out signals by number, not in the order sent: the wish to linger may still wait behind the
+        // signal that has just ended the command.
+        linger = linger || system::is_pending(LINGER);
         if let Some(outcome) = outcome
             && !(linger && any_left)
         {

@@ -50,6 +50,19 @@ pub(super) fn leave(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Whether a blocked signal has been sent to this process.
+pub(super) fn is_pending(signal: Signal) -> bool {
+    // SAFETY: sigset_t is plain data, and sigpending fills it.
+    let pending = unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        if libc::sigpending(&raw mut pending) != 0 {
+            return false;
+        }
+        SigSet::from_sigset_t_unchecked(pending)
+    };
+    pending.contains(signal)
+}
+
 /// Lets a child inherit a descriptor under its own number.
 ///
 /// Clearing the flag in this process instead would hand the descriptor to whatever another thread starts meanwhile.

@@ -6,6 +6,7 @@ mod app;
 mod bench;
 mod cases;
 mod escapes;
+mod machine;
 
 use bench::Bench;
 
@@ -42,5 +43,6 @@ fn an_ordinary_user_has_the_same_sandbox() {
         "sandbox_conformance::the_userns_sandbox_conforms",
         "sandbox_conformance::nothing_gets_out_of_the_userns_sandbox",
         "sandbox_conformance::app::an_app_is_held_reached_and_stopped",
+        "sandbox_conformance::machine::a_machine_that_runs_these_tests_lacks_nothing_vital",
     ]);
 }
