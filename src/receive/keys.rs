@@ -46,34 +46,31 @@ pub enum KeysError {
     /// The user has very many.
     #[error("nobody needs more than {MAX_KEYS} keys; remove one first")]
     TooMany,
-    /// No key of the user is meant.
-    #[error("no key of `{user}` is named `{given}` or has that fingerprint{}", did_you_mean(nearest.as_deref()))]
+    /// No key is meant.
+    #[error("there is no key `{given}`; {}", advice(nearest.as_deref()))]
     NoKey {
-        /// The user.
-        user: UserName,
         /// What was given.
         given: String,
         /// What may have been meant.
         nearest: Option<String>,
     },
-    /// Several keys of the user are meant.
-    #[error("several keys of `{user}` are named `{given}`; give the fingerprint, as `keys list` shows it")]
+    /// Several keys are meant.
+    #[error("there are several keys `{given}`; name one by its fingerprint, which `keys list` shows")]
     Ambiguous {
-        /// The user.
-        user: UserName,
         /// What was given.
         given: String,
     },
-    /// The key that would be removed is the only one.
-    #[error("`{0}` would be locked out: this is the only key; add another first")]
-    LastKey(UserName),
+    /// Nobody could add keys any more.
+    #[error("this is the last key of the last admin; add another one first")]
+    LastAdmin,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-fn did_you_mean(nearest: Option<&str>) -> String {
-    nearest.map(|nearest| format!("; did you mean `{nearest}`?")).unwrap_or_default()
+fn advice(nearest: Option<&str>) -> String {
+    let shown = "`keys list` shows those there are".to_owned();
+    nearest.map_or(shown, |nearest| format!("did you mean `{nearest}`?"))
 }
 
 /// What adding a key did.
@@ -138,16 +135,68 @@ pub async fn add(
     .await
 }
 
-/// Takes a key from a user; `which` is its name or fingerprint. The last key of a user stays.
-pub async fn remove(store: &dyn Store, user: &UserName, which: &str) -> Result<UserKey, KeysError> {
-    change(store, user, |object| {
-        let place = find(object, which)?;
-        if object.keys.len() == 1 {
-            return Err(KeysError::LastKey(user.clone()));
+/// Gives a user a key, making the user first if there is none. A [`Role::Admin`] makes an admin also of a user who
+/// was not; a [`Role::Member`] changes nothing about one who is.
+pub async fn add_or_create(
+    store: &dyn Store,
+    user: &UserName,
+    role: Role,
+    key: &PublicKey,
+    name: Option<&str>,
+) -> Result<Added, KeysError> {
+    let added = match add(store, user, key, name).await {
+        Err(KeysError::NoUser(_)) => {
+            let new = user_key(key, name)?;
+            match create(store, user, role, vec![new.clone()]).await {
+                Ok(_) => return Ok(Added::New(new)),
+                Err(KeysError::UserExists(_)) => add(store, user, key, name).await?,
+                Err(error) => return Err(error),
+            }
         }
-        Ok(object.keys.remove(place))
+        added => added?,
+    };
+    if role == Role::Admin {
+        let make_admin = |object: &mut User| {
+            object.admin = true;
+            Ok(())
+        };
+        change(store, user, make_admin).await?;
+    }
+    Ok(added)
+}
+
+/// Whose keys may be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose<'a> {
+    /// One user's: their own.
+    One(&'a UserName),
+    /// Everybody's, as an admin may.
+    Everybody,
+}
+
+/// Removes a key by its name or fingerprint, and says whose it was. The last key of the last admin stays.
+pub async fn remove(
+    store: &dyn Store,
+    whose: Whose<'_>,
+    which: &str,
+) -> Result<(UserName, UserKey), KeysError> {
+    let users: Vec<User> = store::list(store, "").await?;
+    let in_reach = |user: &&User| match whose {
+        Whose::One(name) => user.name == *name,
+        Whose::Everybody => true,
+    };
+    let (user, key) = find(users.iter().filter(in_reach), which)?;
+    let of_admins: usize = users.iter().filter(|user| user.admin).map(|user| user.keys.len()).sum();
+    if user.admin && of_admins == 1 {
+        return Err(KeysError::LastAdmin);
+    }
+    let (name, removed) = (user.name.clone(), key.clone());
+    change(store, &name, |object| {
+        object.keys.retain(|kept| kept.key != removed.key);
+        Ok(())
     })
-    .await
+    .await?;
+    Ok((name, removed))
 }
 
 /// A user's keys, oldest first.
@@ -184,12 +233,20 @@ pub async fn create_user(
         }
         user_keys.push(new);
     }
-    if user_keys.len() > MAX_KEYS {
+    create(store, name, role, user_keys).await
+}
+
+async fn create(
+    store: &dyn Store,
+    name: &UserName,
+    role: Role,
+    keys: Vec<UserKey>,
+) -> Result<User, KeysError> {
+    if keys.len() > MAX_KEYS {
         return Err(KeysError::TooMany);
     }
     let admin = role == Role::Admin;
-    let user =
-        User { format: FORMAT, name: name.clone(), admin, created_at: Timestamp::now(), keys: user_keys };
+    let user = User { format: FORMAT, name: name.clone(), admin, created_at: Timestamp::now(), keys };
     match store::create(store, user).await {
         Ok(written) => Ok(written.object),
         Err(StoreError::Exists { .. }) => Err(KeysError::UserExists(name.clone())),
@@ -243,20 +300,25 @@ fn user_key(key: &PublicKey, name: Option<&str>) -> Result<UserKey, KeysError> {
     Ok(UserKey { name: name.to_owned(), key: key.clone().with_comment(""), added_at: Timestamp::now() })
 }
 
-/// The place of the one key that is meant.
-fn find(user: &User, which: &str) -> Result<usize, KeysError> {
-    let given = || which.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
+/// The one key that is meant, and whose it is.
+fn find<'a>(
+    users: impl Iterator<Item = &'a User> + Clone,
+    which: &str,
+) -> Result<(&'a User, &'a UserKey), KeysError> {
     let fingerprint: Option<Fingerprint> = which.parse().ok();
-    let meant = |key: &UserKey| key.name == which || fingerprint.as_ref() == Some(&key.fingerprint());
-    let places: Vec<usize> =
-        user.keys.iter().enumerate().filter(|(_, key)| meant(key)).map(|(place, _)| place).collect();
-    match places[..] {
-        [place] => Ok(place),
+    let keys = users.flat_map(|user| user.keys.iter().map(move |key| (user, key)));
+    let meant = |(_, key): &(&User, &UserKey)| {
+        key.name == which || fingerprint.as_ref().is_some_and(|fingerprint| *fingerprint == key.fingerprint())
+    };
+    let found: Vec<_> = keys.clone().filter(meant).collect();
+    let given = || which.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
+    match found[..] {
+        [one] => Ok(one),
         [] => {
-            let nearest = nearest(which, user.keys.iter().map(|key| key.name.as_str())).map(str::to_owned);
-            Err(KeysError::NoKey { user: user.name.clone(), given: given(), nearest })
+            let nearest = nearest(which, keys.map(|(_, key)| key.name.as_str())).map(str::to_owned);
+            Err(KeysError::NoKey { given: given(), nearest })
         }
-        [..] => Err(KeysError::Ambiguous { user: user.name.clone(), given: given() }),
+        [..] => Err(KeysError::Ambiguous { given: given() }),
     }
 }
 

@@ -119,14 +119,35 @@ async fn a_key_is_added_once_and_to_one_user() {
 }
 
 #[tokio::test]
-async fn keys_are_removed_by_name_or_fingerprint_but_not_the_last() {
+async fn keys_are_removed_by_name_or_fingerprint_but_not_the_last_admins_last() {
     let store = ada_and_bob().await;
-    let ada = name("ada");
-    let error = remove(&store, &ada, "latpop").await.unwrap_err();
+    let (ada, bob) = (name("ada"), name("bob"));
+    let error = remove(&store, Whose::One(&ada), "latpop").await.unwrap_err();
     assert!(error.to_string().ends_with("did you mean `laptop`?"), "{error}");
-    assert_eq!(remove(&store, &ada, &key(2, "").fingerprint().to_string()).await.unwrap().key, key(2, ""));
-    assert!(matches!(remove(&store, &ada, "laptop").await, Err(KeysError::LastKey(_))));
+    let second = key(2, "").fingerprint().to_string();
+    assert!(matches!(remove(&store, Whose::One(&bob), &second).await, Err(KeysError::NoKey { .. })));
+    assert_eq!(remove(&store, Whose::One(&ada), &second).await.unwrap().1.key, key(2, ""));
+    assert!(matches!(remove(&store, Whose::Everybody, "laptop").await, Err(KeysError::LastAdmin)));
+    let bobs = key(9, "").fingerprint().to_string();
+    assert_eq!(remove(&store, Whose::Everybody, &bobs).await.unwrap().0, bob);
     assert_eq!(names(&store, "ada").await, ["laptop"]);
+    assert!(names(&store, "bob").await.is_empty());
+}
+
+#[tokio::test]
+async fn adding_makes_the_user_who_is_not_there_and_an_admin_on_demand() {
+    let store = ada_and_bob().await;
+    let (bob, eve) = (name("bob"), name("eve"));
+    let added = add_or_create(&store, &eve, Role::Member, &key(7, "desk"), None).await.unwrap();
+    assert!(matches!(added, Added::New(new) if new.name == "desk"));
+    add_or_create(&store, &bob, Role::Admin, &key(9, ""), None).await.unwrap();
+    add_or_create(&store, &bob, Role::Member, &key(8, "b"), None).await.unwrap();
+    let users: Vec<User> = store::list(&store, "").await.unwrap();
+    let admins: Vec<_> = users.iter().filter(|user| user.admin).map(|user| user.name.as_str()).collect();
+    assert_eq!(admins, ["ada", "bob"]);
+    let error = add_or_create(&store, &name("mallory"), Role::Admin, &key(1, ""), None).await.unwrap_err();
+    assert!(matches!(error, KeysError::OfAnother { .. }));
+    assert!(matches!(list(&store, &name("mallory")).await, Err(KeysError::NoUser(_))));
 }
 
 #[tokio::test]
