@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use nix::unistd::{Uid, User};
 
 use super::remote::Operator;
 use super::verbs::SshVerbs;
 use super::{chain, default_data, line, problem};
 use crate::config::server::{GivenSettings, HostPort, Settings};
-use crate::model::{PublicKey, RefName};
+use crate::model::RefName;
+use crate::receive::key_files::{KeyFile, own_keys};
+use crate::receive::keys::name_for_login;
 use crate::sandbox::preflight::{self, Needs, Severity};
 use crate::serve::up::{FirstAdmin, Notice, Ready, Start};
 
@@ -86,18 +89,26 @@ fn checked(data: &Path, executable: &Path) -> bool {
     findings.iter().all(|finding| finding.severity != Severity::Fatal)
 }
 
-/// Whoever starts the server, by the keys in their `~/.ssh`.
+/// Whoever starts the server, by the keys in their `~/.ssh`; under `sudo`, whoever ran that.
 fn first_admin() -> Option<FirstAdmin> {
-    let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
-    let home =
-        std::env::var_os("HOME").map(PathBuf::from).or_else(|| user.as_ref().map(|user| user.dir.clone()))?;
-    let name = user.and_then(|user| user.name.parse().ok());
-    #[expect(clippy::expect_used, reason = "the literal is a valid name")]
-    let name = name.unwrap_or_else(|| "admin".parse().expect("`admin` is a name"));
-    let keys: Vec<(String, PublicKey)> = super::keys::public_keys(&home.join(".ssh"))
-        .into_iter()
-        .filter_map(|(path, key)| Some((path.file_name()?.to_string_lossy().into_owned(), key.ok()?)))
-        .collect();
+    let starts = User::from_uid(nix::unistd::getuid()).ok().flatten();
+    let home = std::env::var_os("HOME").map(PathBuf::from).or_else(|| Some(starts.as_ref()?.dir.clone()));
+    let itself = admin_of(home, starts.as_ref());
+    let invoked = std::env::var("SUDO_UID").ok().and_then(|id| id.parse().ok()).map(Uid::from_raw);
+    let invoker =
+        invoked.filter(|_| nix::unistd::getuid().is_root()).and_then(|id| User::from_uid(id).ok()?);
+    let through_sudo = invoker.and_then(|user| admin_of(Some(user.dir.clone()), Some(&user)));
+    through_sudo.filter(|admin| !admin.keys.is_empty()).or(itself)
+}
+
+fn admin_of(home: Option<PathBuf>, user: Option<&User>) -> Option<FirstAdmin> {
+    let login = user.map(|user| user.name.as_str()).unwrap_or_default();
+    let name = name_for_login(login).ok()?;
+    let called = |file: &KeyFile| match file.path.file_name() {
+        Some(name) if name != "authorized_keys" => name.to_string_lossy().into_owned(),
+        _ => file.key.comment().to_owned(),
+    };
+    let keys = own_keys(&home?.join(".ssh")).into_iter().map(|file| (called(&file), file.key)).collect();
     Some(FirstAdmin { name, keys })
 }
 

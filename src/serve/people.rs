@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 
 use crate::config::address::Addresses;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{App, AppName, FORMAT, Fingerprint, ObjectName, PublicKey, User, UserKey, UserName};
+use crate::model::{App, AppName, Fingerprint, ObjectName, PublicKey, User, UserKey, UserName};
+use crate::receive::keys::{self, Added, KeysError, Role, Whose};
 use crate::receive::{Directory, DirectoryError, KnownKey};
 
 /// How many refused keys are remembered, the oldest forgotten first.
@@ -30,33 +30,6 @@ pub struct Person {
     pub name: UserName,
     /// May do everything.
     pub admin: bool,
-}
-
-/// Why a key was not added or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyChangeError {
-    /// It is somebody's already.
-    #[error("the key {fingerprint} is {user}'s already (`{name}`)")]
-    Taken {
-        /// Which.
-        fingerprint: Fingerprint,
-        /// Whose.
-        user: UserName,
-        /// What it is called there.
-        name: String,
-    },
-    /// Nothing by that name.
-    #[error("there is no key `{0}`; `keys list` shows those there are")]
-    Unknown(String),
-    /// Several by that name.
-    #[error("there are {1} keys called `{0}`; name one by its fingerprint, which `keys list` shows")]
-    Ambiguous(String, usize),
-    /// Nobody could get in any more.
-    #[error("this is the last key of the last admin; add another one first")]
-    LastAdmin,
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 impl People {
@@ -94,73 +67,32 @@ impl People {
         refused.iter().find(|key| key.fingerprint() == *fingerprint).cloned()
     }
 
-    /// Adds a key to a user, making the user if there is none.
+    /// Adds a key to a user, making the user if there is none. Whether the one who asks may is the caller's to check.
     pub async fn add_key(
         &self,
         user: &UserName,
-        admin: bool,
-        name: &str,
-        key: PublicKey,
-    ) -> Result<(), KeyChangeError> {
-        for other in self.users().await? {
-            if let Some(taken) = other.keys.iter().find(|taken| taken.key == key) {
-                let (fingerprint, name) = (key.fingerprint(), taken.name.clone());
-                return Err(KeyChangeError::Taken { fingerprint, user: other.name, name });
-            }
-        }
-        let added = UserKey { name: name.to_owned(), key: key.clone(), added_at: Timestamp::now() };
-        let fresh = User {
-            format: FORMAT,
-            name: user.clone(),
-            admin,
-            created_at: Timestamp::now(),
-            keys: vec![added.clone()],
-        };
-        match store::create(&*self.store, fresh).await {
-            Ok(_) => {}
-            Err(StoreError::Exists { .. }) => {
-                store::modify(&*self.store, &ObjectName::of(user), |user: &mut User| {
-                    user.admin |= admin;
-                    user.keys.push(added.clone());
-                    Ok::<_, StoreError>(())
-                })
-                .await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).retain(|refused| *refused != key);
-        Ok(())
+        role: Role,
+        key: &PublicKey,
+        name: Option<&str>,
+    ) -> Result<Added, KeysError> {
+        let added = keys::add_or_create(&*self.store, user, role, key, name).await?;
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).retain(|refused| refused != key);
+        Ok(added)
     }
 
     /// Removes a key by fingerprint or name; of anybody's keys for an admin, else of the person's own.
-    pub async fn remove_key(
-        &self,
-        person: &Person,
-        wanted: &str,
-    ) -> Result<(UserName, UserKey), KeyChangeError> {
-        let users = self.users().await?;
-        let mine = |user: &&User| person.admin || user.name == person.name;
-        let matches = |key: &&UserKey| key.key.fingerprint().to_string() == wanted || key.name == wanted;
-        let found: Vec<_> = users
-            .iter()
-            .filter(mine)
-            .flat_map(|user| user.keys.iter().filter(matches).map(move |key| (user, key)))
-            .collect();
-        let (user, key) = match found.as_slice() {
-            [] => return Err(KeyChangeError::Unknown(wanted.to_owned())),
-            [(user, key)] => (*user, *key),
-            several => return Err(KeyChangeError::Ambiguous(wanted.to_owned(), several.len())),
-        };
-        let admin_keys = users.iter().filter(|user| user.admin).map(|user| user.keys.len()).sum::<usize>();
-        if user.admin && admin_keys == 1 {
-            return Err(KeyChangeError::LastAdmin);
+    pub async fn remove_key(&self, person: &Person, which: &str) -> Result<(UserName, UserKey), KeysError> {
+        let whose = if person.admin { Whose::Everybody } else { Whose::One(&person.name) };
+        keys::remove(&*self.store, whose, which).await
+    }
+
+    /// Makes the first admin, unless there is anybody already; says whether it did.
+    pub async fn make_first_admin(&self, name: &UserName, keys: &[PublicKey]) -> Result<bool, KeysError> {
+        if !keys::nobody_yet(&*self.store).await? {
+            return Ok(false);
         }
-        store::modify(&*self.store, &ObjectName::of(&user.name), |user: &mut User| {
-            user.keys.retain(|kept| kept.key != key.key);
-            Ok::<_, StoreError>(())
-        })
-        .await?;
-        Ok((user.name.clone(), key.clone()))
+        keys::create_user(&*self.store, name, Role::Admin, keys).await?;
+        Ok(true)
     }
 }
 
@@ -188,12 +120,7 @@ impl Directory for People {
         if *key == self.operator {
             return Ok(Some(KnownKey { user: Self::operator(), key_name: "operator".to_owned() }));
         }
-        let users = self.users().await.map_err(|error| DirectoryError(Box::new(error)))?;
-        let known = users.iter().find_map(|user| {
-            let held = user.keys.iter().find(|held| held.key == *key)?;
-            Some(KnownKey { user: user.name.clone(), key_name: held.name.clone() })
-        });
-        Ok(known)
+        keys::user_of(&*self.store, key).await
     }
 
     fn how_to_add(&self, keys: &[PublicKey]) -> Vec<String> {

@@ -25,6 +25,7 @@ use crate::oci::{Host, Platform, Reference};
 use crate::publish::Publisher;
 use crate::push::log::Logs;
 use crate::push::{Pushes, Stages};
+use crate::receive::keys::KeysError;
 use crate::receive::{self, HostKey, HostKeyError};
 use crate::registry::client::{Client, ClientConfig, Credential, Credentials};
 use crate::registry::server as registry;
@@ -50,6 +51,9 @@ pub enum UpError {
     /// What the store holds.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The first admin.
+    #[error("cannot make the first admin")]
+    Admin(#[from] KeysError),
     /// An address.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -252,19 +256,10 @@ async fn make_first_admin(
     tell: &(impl Fn(Notice) + Send + Sync),
 ) -> Result<(), UpError> {
     let Some(first) = first.filter(|first| !first.keys.is_empty()) else { return Ok(()) };
-    if !people.users().await?.is_empty() {
-        return Ok(());
+    let (names, keys): (Vec<String>, Vec<PublicKey>) = first.keys.into_iter().unzip();
+    if people.make_first_admin(&first.name, &keys).await? {
+        tell(Notice::Admin { name: first.name, keys: names });
     }
-    let mut added = Vec::new();
-    for (name, key) in first.keys {
-        match people.add_key(&first.name, true, &name, key).await {
-            Ok(()) => added.push(name),
-            Err(super::people::KeyChangeError::Store(error)) => return Err(error.into()),
-            // The same key in two files.
-            Err(_) => {}
-        }
-    }
-    tell(Notice::Admin { name: first.name, keys: added });
     Ok(())
 }
 

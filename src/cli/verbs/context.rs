@@ -10,9 +10,10 @@ use crate::model::store::{self, StoreError, Versioned};
 use crate::model::{App, AppName, ObjectName, PushEvent, ReleaseNumber};
 use crate::push::Failure;
 use crate::push::change::ChangeError;
+use crate::receive::keys::KeysError;
 use crate::receive::{Closed, Output, Stdin};
 use crate::serve::Server;
-use crate::serve::people::{KeyChangeError, Person};
+use crate::serve::people::Person;
 
 /// The longest standard input that a verb reads, in bytes.
 const MAX_INPUT_BYTES: u64 = 64 * 1024;
@@ -51,7 +52,7 @@ pub(crate) enum VerbError {
     Failed(Failure),
     /// A key.
     #[error(transparent)]
-    Key(#[from] KeyChangeError),
+    Key(#[from] KeysError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Context, Format, KeysArguments, KeysCommand, VerbError};
 use crate::cli::render::{ago, table};
 use crate::model::{PublicKey, UserName};
+use crate::receive::keys::{Added, Role};
 use crate::serve::people::People;
 
 type Result<T> = std::result::Result<T, VerbError>;
@@ -107,15 +108,19 @@ async fn add(
             "whose key is it? Give `--user NAME`; `operator` is whoever runs the server".to_owned(),
         ));
     }
-    if user != context.person.name && !context.person.admin {
-        return Err(VerbError::Said(format!(
-            "only an admin adds keys of others; {} is not",
-            context.person.name
-        )));
+    let person = &context.person;
+    if !person.admin && (user != person.name || admin) {
+        let doing = if admin { "makes admins" } else { "adds keys of others" };
+        return Err(VerbError::Said(format!("only an admin {doing}; {} is not", person.name)));
     }
-    let comment = Some(key.comment()).filter(|comment| !comment.is_empty()).unwrap_or("key").to_owned();
-    let name: String = name.unwrap_or(comment).chars().filter(|c| !c.is_control()).take(64).collect();
-    let fingerprint = key.fingerprint();
-    context.server.people().add_key(&user, admin, &name, key).await?;
-    context.print(&format!("-----> {user}'s key {name} ({fingerprint}) is added\n")).await
+    let role = if admin { Role::Admin } else { Role::Member };
+    let text = match context.server.people().add_key(&user, role, &key, name.as_deref()).await? {
+        Added::New(added) => {
+            format!("-----> {user}'s key {} ({}) is added\n", added.name, added.fingerprint())
+        }
+        Added::Already(known) => {
+            format!("-----> {user} has this key already: {} ({})\n", known.name, known.fingerprint())
+        }
+    };
+    context.print(&text).await
 }

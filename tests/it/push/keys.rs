@@ -27,6 +27,10 @@ fn a_known_key_without_access_is_told_whom_to_ask_and_access_is_an_exact_match()
     let public = std::fs::read_to_string(machine.path().join("home/.ssh/bob_key.pub")).unwrap();
     machine.verb(&format!("keys add - --user bob <<'E'\n{public}E")).succeeded();
     machine.hephy(&["keys", "add", "home/.ssh/bob_key.pub", "--user", "eve"]).failed_with(&["bob"]);
+    machine
+        .hephy(&["keys", "add", "home/.ssh/bob_key.pub", "--user", "bob"])
+        .succeeded()
+        .says(&["bob has this key already"]);
     let mut bobs = machine.web("hell", "bob's");
     bobs.key.clone_from(&key);
     bobs.push().succeeded();
@@ -34,6 +38,14 @@ fn a_known_key_without_access_is_told_whom_to_ask_and_access_is_an_exact_match()
         .failed_with(&["you have no access", "access add bob -a hello"]);
     bobs.git(&["ls-remote", &machine.remote("hello")]).failed_with(&["you have no access"]);
     machine.verb_as(&key, "apps").succeeded().says(&["hell"]);
+    let another = machine.key("another_key");
+    let public = std::fs::read_to_string(machine.path().join(format!("home/.ssh/{another}.pub"))).unwrap();
+    machine
+        .verb_as(&key, &format!("keys add - --user bob --admin <<'E'\n{public}E"))
+        .failed_with(&["only an admin makes admins"]);
+    machine.verb_as(&key, &format!("keys add - --user ada <<'E'\n{public}E")).failed_with(&["only an admin"]);
+    machine.verb_as(&key, &format!("keys add - <<'E'\n{public}E")).succeeded().says(&["another_key"]);
+    machine.verb_as(&key, "keys remove admin@test").failed_with(&["there is no key"]);
     machine.verb_as(&key, "config list -a hello").failed_with(&["there is no app `hello`"]);
     machine.verb("access add bob -a hello").succeeded();
     bobs.git(&["ls-remote", &machine.remote("hello")]).succeeded();
