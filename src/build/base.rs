@@ -114,7 +114,7 @@ impl Bases {
                             return Ok(Found { manifest: image.manifest, source });
                         }
                         Err(error) if error.is_not_found() => {
-                            places.push((prefix.clone(), "not there".to_owned()))
+                            places.push((prefix.clone(), "not there".to_owned()));
                         }
                         Err(error) => places.push((prefix.clone(), error.to_string())),
                     }
@@ -160,7 +160,7 @@ impl Bases {
         let mut sink = Inline(self.store.blob_writer()?);
         match source {
             BaseSource::Registry(repository) => {
-                self.client.pull_blob(repository, descriptor, &mut sink).await?
+                self.client.pull_blob(repository, descriptor, &mut sink).await?;
             }
             BaseSource::Layout(directory) => {
                 let path = layout_blob(directory, &descriptor.digest);
@@ -202,13 +202,13 @@ fn layout_manifest(
     let top = parse(read(directory.join("index.json"))?)?;
     let entries = top.as_index().ok_or("index.json is not an index")?;
     let names = [wanted.to_string(), wanted.familiar()];
-    let named = |entry: &&Descriptor| {
+    let is_wanted = |entry: &&Descriptor| {
         let name = entry.annotations.get("org.opencontainers.image.ref.name");
         wanted
             .digest
             .map_or_else(|| name.is_some_and(|name| names.contains(name)), |digest| entry.digest == digest)
     };
-    let Some(entry) = entries.manifests.iter().find(named) else { return Ok(None) };
+    let Some(entry) = entries.manifests.iter().find(is_wanted) else { return Ok(None) };
     let mut manifest = parse(read(layout_blob(directory, &entry.digest))?)?;
     if let Some(index) = manifest.as_index() {
         let child = index.choose(platform).map_err(|error| error.to_string())?.digest;

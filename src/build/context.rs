@@ -79,9 +79,8 @@ impl Context {
             match exclusion.excludes(path, entry.file_type().is_dir()) {
                 Excluded::No => append(&mut tar, path, entry.path())
                     .map_err(|source| EngineError::Read { path: entry.path().to_owned(), source })?,
-                Excluded::YesButLookInside => {}
                 Excluded::Yes if entry.file_type().is_dir() => walk.skip_current_dir(),
-                Excluded::Yes => {}
+                Excluded::Yes | Excluded::YesButLookInside => {}
             }
         }
         tar.finish().map_err(EngineError::io("hand the context to the sandbox"))

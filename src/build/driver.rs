@@ -101,7 +101,7 @@ pub struct BuildLimits {
 
 impl Default for BuildLimits {
     fn default() -> Self {
-        Self { time: Duration::from_secs(3600), memory_bytes: None, cpus: None }
+        Self { time: Duration::from_hours(1), memory_bytes: None, cpus: None }
     }
 }
 

@@ -99,7 +99,7 @@ pub async fn build(
         Ok(engine) => engine,
         Err(error) => {
             let result = finished(&events, started_at, clock, 0, Err(error.into_failure(None)));
-            return (result, Afterwards { trees: None });
+            return (result, Afterwards { trees: None, is_built: false });
         }
     };
     let trees = Arc::clone(&engine.trees);
@@ -120,21 +120,26 @@ pub async fn build(
     let hits = engine.steps.iter().filter(|step| step.cached).count();
     let is_built = outcome.is_ok();
     let result = finished(&events, started_at, clock, hits, outcome);
-    (result, Afterwards { trees: is_built.then_some(trees) })
+    (result, Afterwards { trees: Some(trees), is_built })
 }
 
 /// What is left to do when the result of a build is known.
 pub struct Afterwards {
     trees: Option<Arc<Trees>>,
+    is_built: bool,
 }
 
 impl Afterwards {
-    /// Waits until the trees that were made are on the disk: those that are not are made again after a crash.
+    /// Waits until the trees that were made are on the disk, and ends the worker.
+    ///
+    /// Without this, trees are made again after a crash of the machine, and what was begun waits to be pruned.
     pub async fn settle(self) {
-        if let Some(worker) = self.trees.as_ref().and_then(|trees| trees.worker.get()) {
+        let Some(worker) = self.trees.as_ref().and_then(|trees| trees.worker.get()) else { return };
+        if self.is_built {
             // The build has succeeded; what could not be settled is not trusted later, and that is all.
             drop(worker.call(Request::Settle, Vec::new()).await);
         }
+        worker.end().await;
     }
 }
 
@@ -234,6 +239,7 @@ impl Engine {
         };
         let global = Arc::new(GlobalScope::new(&dockerfile, &self.options.build_args, &platforms)?);
         self.global = Some(Arc::clone(&global));
+        self.warn(&dockerfile, &global);
         let mut plan = Plan::new(&dockerfile, self.options.target.as_deref(), &global)?;
         let triggers = self.resolve(&mut plan, &global).await?;
         self.total = count_steps(&plan, &triggers);
@@ -242,9 +248,9 @@ impl Engine {
         (self.events)(BuildEvent::Started { platform, steps: self.total, isolation });
         for (index, base) in &plan.stages {
             let Some(stage) = dockerfile.stages.get(*index) else { continue };
-            let state =
+            let finished =
                 self.stage(&plan, stage, base, triggers.get(index).map_or(&[], Vec::as_slice)).await?;
-            self.states.insert(*index, state);
+            self.states.insert(*index, finished);
         }
         self.at = None;
         let state = self.states.remove(&plan.target).ok_or(EngineError::Protocol)?;
@@ -257,6 +263,21 @@ impl Engine {
         let text = read_text(&path)?
             .ok_or_else(|| EngineError::Wrong(format!("there is no `{name}` in the context")))?;
         Ok(dockerfile::parse(&text, &name)?)
+    }
+
+    /// Tells what is odd about a Dockerfile and changes nothing.
+    fn warn(&self, dockerfile: &Dockerfile, global: &GlobalScope) {
+        let note = |text: String| (self.events)(BuildEvent::Note { text });
+        for warning in &dockerfile.warnings {
+            note(format!("{}: {}", self.location(warning.position.line), warning.text));
+        }
+        if let Some(syntax) = dockerfile.syntax.as_deref().filter(|syntax| !is_own_syntax(syntax)) {
+            note(format!("`# syntax={syntax}` is not run: the Dockerfile is read as BuildKit's own"));
+        }
+        let unread = global.unread(dockerfile);
+        if !unread.is_empty() {
+            note(format!("no ARG reads the build arguments {}", unread.join(", ")));
+        }
     }
 
     pub(super) fn location(&self, line: usize) -> Location {
@@ -330,41 +351,39 @@ impl Engine {
         base: &Base,
         triggers: &[Located],
     ) -> Result<StageState, EngineError> {
-        let label = (self.stages > 1).then(|| stage.label());
-        let from = self.begin(label.as_deref(), &stage.text, stage.span.start.line);
-        let mut state = match base {
+        let name = (self.stages > 1).then(|| stage.label());
+        let from = self.begin(name.as_deref(), &stage.text, stage.span.start.line);
+        let mut image = match base {
             Base::Scratch => StageState::new(ImageConfig::new(&self.options.platform), Vec::new(), self.now),
             Base::Stage(other) => self.states.get(other).ok_or(EngineError::Protocol)?.child(),
             Base::Image(name) => {
-                let image = self.images.get(name).ok_or(EngineError::Protocol)?.clone();
-                StageState::new(image.config, image.layers, self.now)
+                let base = self.images.get(name).ok_or(EngineError::Protocol)?.clone();
+                StageState::new(base.config, base.layers, self.now)
             }
         };
         self.end(&from, true, None);
-        drop(state.take_triggers());
+        drop(image.take_triggers());
         let own = stage.instructions.iter().map(|located| (located, located.span.start.line));
         let triggered = triggers.iter().map(|located| (located, stage.span.start.line));
         for (located, line) in triggered.chain(own) {
             self.at = Some(self.location(line));
-            self.instruction(plan, stage.index, label.as_deref(), &mut state, (located, line)).await?;
+            self.instruction(plan, stage.index, name.as_deref(), &mut image, (located, line)).await?;
         }
-        Ok(state)
+        Ok(image)
     }
 
-    /// Announces a step.
+    /// Takes up a step; it is told when it turns out that there is something to do.
     pub(super) fn begin(&mut self, stage: Option<&str>, text: &str, line: usize) -> BegunStep {
         let at = self.location(line);
         self.at = Some(at.clone());
         let number = u32::try_from(self.steps.len() + 1).unwrap_or(u32::MAX);
-        let step = BegunStep {
+        BegunStep {
             number,
             stage: stage.map(ToOwned::to_owned),
             text: text.to_owned(),
             at,
             clock: Instant::now(),
-        };
-        self.tell(&step, StepState::Started);
-        step
+        }
     }
 
     /// Records how a step ended.
@@ -469,6 +488,10 @@ pub(super) struct BegunStep {
     text: String,
     at: Location,
     pub(super) clock: Instant,
+}
+
+fn is_own_syntax(syntax: &str) -> bool {
+    syntax.trim_start_matches("docker.io/").starts_with("docker/dockerfile")
 }
 
 fn count_steps(plan: &Plan<'_>, triggers: &BTreeMap<usize, Vec<Located>>) -> u32 {

@@ -80,7 +80,8 @@ pub(crate) enum EngineError {
 }
 
 fn tried(places: &[(String, String)]) -> String {
-    places.iter().map(|(place, why)| format!("; {place}: {why}")).collect()
+    let words: Vec<String> = places.iter().map(|(place, why)| format!("; {place}: {why}")).collect();
+    words.concat()
 }
 
 impl From<ClientError> for EngineError {

@@ -73,6 +73,15 @@ impl FinishedLayer {
         let descriptor = Descriptor::new(media_type, descriptor.digest, descriptor.size);
         Self { descriptor, diff_id, base: Some(Arc::clone(source)), new: false }
     }
+
+    /// Its blob in the store, fetched if it is the base's and not there yet.
+    async fn path(&self, bases: &Bases) -> Result<PathBuf, EngineError> {
+        if let Some(source) = &self.base {
+            return bases.blob(&self.descriptor, source).await;
+        }
+        let digest = self.descriptor.digest;
+        bases.store.blob(&digest).ok_or(EngineError::LayerGone(digest))
+    }
 }
 
 /// An image of which every byte is known.
@@ -119,13 +128,7 @@ impl Assembled {
     async fn blobs(&self, bases: &Bases) -> Result<Vec<(Digest, PathBuf)>, EngineError> {
         let mut blobs = Vec::new();
         for layer in &self.layers {
-            let path = match &layer.base {
-                Some(source) => bases.blob(&layer.descriptor, source).await?,
-                None => {
-                    let digest = layer.descriptor.digest;
-                    bases.store.blob(&digest).ok_or(EngineError::LayerGone(digest))?
-                }
-            };
+            let path = layer.path(bases).await?;
             blobs.push((layer.descriptor.digest, path));
         }
         Ok(blobs)
@@ -215,12 +218,12 @@ impl Assembled {
         if names.is_empty() {
             return vec![entry];
         }
-        let named = |name: &Reference| {
+        let under = |name: &Reference| {
             let mut entry = entry.clone();
             entry.annotations.insert(REF_NAME.to_owned(), name.familiar());
             entry
         };
-        names.iter().map(named).collect()
+        names.iter().map(under).collect()
     }
 }
 
@@ -271,10 +274,7 @@ async fn push_layer(
             return Ok(());
         }
     }
-    let path = match &layer.base {
-        Some(source) => bases.blob(&layer.descriptor, source).await?,
-        None => bases.store.blob(&digest).ok_or(EngineError::LayerGone(digest))?,
-    };
+    let path = layer.path(bases).await?;
     push_file(&bases.client, destination, path, (digest, size), &from).await
 }
 
@@ -292,6 +292,7 @@ pub(crate) async fn push_file(
 }
 
 /// How layers are compressed, by the names of the command line.
+#[must_use]
 pub fn compression(kind: super::driver::Compression, level: Option<i32>) -> Compression {
     use super::driver::Compression as Kind;
     match (kind, level) {

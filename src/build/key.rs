@@ -49,13 +49,11 @@ impl KeyBuilder {
 
     /// Adds what may be absent, which differs from empty.
     pub(crate) fn optional(&mut self, text: Option<&str>) -> &mut Self {
-        match text {
-            Some(text) => self.text(text),
-            None => {
-                self.frame(b'0', &[]);
-                self
-            }
+        if let Some(text) = text {
+            return self.text(text);
         }
+        self.frame(b'0', &[]);
+        self
     }
 
     /// Adds a list, with its length.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::build::driver::{BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::protocol::{Request, Response};
-use crate::layers::{LayerStore, Owner};
+use crate::layers::{LayerStore, Owner, StoreError};
 use crate::sandbox::{IdMap, Killer, Limits, Worker, WorkerSpec};
 
 /// How a worker is started.
@@ -27,14 +27,13 @@ pub(crate) struct WorkerOptions {
 }
 
 /// Opens the layer store that builds and apps of these ids share.
-pub fn open_layer_store(layers: &Path, ids: &IdMap) -> Result<LayerStore, crate::layers::StoreError> {
+pub fn open_layer_store(layers: &Path, ids: &IdMap) -> Result<LayerStore, StoreError> {
     LayerStore::open(layers, &map_name(ids), store_owner(ids))
 }
 
 /// Opens a layer store, for a worker of these ids to make trees in.
 pub(crate) fn open_store(layers: &Path, ids: &IdMap) -> Result<(LayerStore, String), EngineError> {
-    let map = map_name(ids);
-    Ok((LayerStore::open(layers, &map, store_owner(ids))?, map))
+    Ok((open_layer_store(layers, ids)?, map_name(ids)))
 }
 
 /// How long a worker has to end what it runs before it is killed.
@@ -176,7 +175,7 @@ fn limits(limits: &BuildLimits) -> Option<Limits> {
     )]
     let cpu_millis = limits.cpus.map(|cpus| (cpus.max(0.0) * 1000.0) as u64);
     let any = limits.memory_bytes.is_some() || cpu_millis.is_some();
-    any.then(|| Limits { memory_bytes: limits.memory_bytes, cpu_millis, processes: None })
+    any.then_some(Limits { memory_bytes: limits.memory_bytes, cpu_millis, processes: None })
 }
 
 /// Runs file-heavy work where it may block.

@@ -147,25 +147,8 @@ impl StageState {
                 config.user = Some(needed("USER", user)?);
                 format!("USER {user}")
             }
-            Instruction::Cmd(command) => {
-                let words = self.command(command);
-                self.cmd_set = true;
-                let text = format!("CMD {}", json(&words));
-                self.config.config.cmd = Some(words).filter(|words| !words.is_empty());
-                text
-            }
-            Instruction::Entrypoint(command) => {
-                let words = self.command(command);
-                let text = format!("ENTRYPOINT {}", json(&words));
-                self.config.config.entrypoint = Some(words).filter(|words| !words.is_empty());
-                if !self.cmd_set {
-                    self.config.config.cmd = None;
-                }
-                text
-            }
-            Instruction::Shell(words) => {
-                config.shell = Some(words.clone());
-                format!("SHELL {}", json(words))
+            Instruction::Cmd(_) | Instruction::Entrypoint(_) | Instruction::Shell(_) => {
+                self.apply_command(instruction)
             }
             Instruction::Expose(words) => {
                 let mut ports = Vec::new();
@@ -201,6 +184,33 @@ impl StageState {
         };
         self.record(created_by, None);
         Ok(true)
+    }
+
+    /// Applies what says how the image is run, and returns what history says of it.
+    fn apply_command(&mut self, instruction: &Instruction) -> String {
+        match instruction {
+            Instruction::Cmd(command) => {
+                let words = self.command(command);
+                self.cmd_set = true;
+                let text = format!("CMD {}", json(&words));
+                self.config.config.cmd = Some(words).filter(|words| !words.is_empty());
+                text
+            }
+            Instruction::Entrypoint(command) => {
+                let words = self.command(command);
+                let text = format!("ENTRYPOINT {}", json(&words));
+                self.config.config.entrypoint = Some(words).filter(|words| !words.is_empty());
+                if !self.cmd_set {
+                    self.config.config.cmd = None;
+                }
+                text
+            }
+            Instruction::Shell(words) => {
+                self.config.config.shell = Some(words.clone());
+                format!("SHELL {}", json(words))
+            }
+            other => other.name().to_owned(),
+        }
     }
 
     /// Sets the working directory from WORKDIR's expanded argument, and returns it.

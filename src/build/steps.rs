@@ -22,7 +22,7 @@ use crate::build::state::{StageState, absolute};
 use crate::dockerfile::{
     Add, Copy, Expander, Instruction, Located, Network, Run, RunCommand, Security, Sources,
 };
-use crate::layers::SourceHash;
+use crate::layers::{Compressed, SourceHash};
 use crate::oci::Digest;
 
 /// How many of RUN's last lines a failure tells.
@@ -32,7 +32,7 @@ const LAST_LINES: usize = 20;
 const MAX_FILES_BYTES: usize = 1024 * 1024;
 
 /// Where the script of a RUN heredoc is seen.
-const SCRIPT_DIRECTORY: &str = "/dev/pipes";
+const SCRIPT_DIRECTORY: &str = "/run/hephy";
 
 /// A step that is known completely: its key and the work that makes its layer.
 struct Work {
@@ -70,7 +70,7 @@ impl Engine {
         &mut self,
         plan: &Plan<'_>,
         index: usize,
-        stage: Option<&str>,
+        label: Option<&str>,
         state: &mut StageState,
         (located, line): (&Located, usize),
     ) -> Result<(), EngineError> {
@@ -83,7 +83,7 @@ impl Engine {
         if state.apply(&instruction, &global, escape)? {
             return Ok(());
         }
-        let step = self.begin(stage, &located.text, line);
+        let step = self.begin(label, &located.text, line);
         let outcome = self.file_step(plan, index, state, (&instruction, &located.text), &step).await;
         match outcome {
             Ok((cached, changed)) => {
@@ -270,17 +270,19 @@ impl Engine {
         .await
     }
 
-    /// What the cache has for a key: `Some(None)` is a step that changes nothing.
-    fn known(&self, key: &Digest) -> Result<Option<Option<Layer>>, EngineError> {
+    /// What the cache has for a key, if the layer's blob is still there.
+    fn known(&self, key: &Digest) -> Result<Option<StepRecord>, EngineError> {
         if self.options.cache == CacheUse::Ignore {
             return Ok(None);
         }
         let store = &self.trees.bases.store;
-        let Some(bytes) = store.step(key)? else { return Ok(None) };
-        let Ok(record) = serde_json::from_slice::<StepRecord>(&bytes) else { return Ok(None) };
-        let Some(layer) = record.layer else { return Ok(Some(None)) };
-        let stored = store.compressed(&layer.diff_id, self.options.compression);
-        Ok(stored.map(|layer| Some(Layer { diff_id: layer.diff_id, blob: LayerBlob::Stored(layer) })))
+        let record = store.step(key)?.and_then(|bytes| serde_json::from_slice::<StepRecord>(&bytes).ok());
+        Ok(match record {
+            Some(StepRecord { layer: Some(layer) }) => store
+                .compressed(&layer.diff_id, self.options.compression)
+                .map(|layer| StepRecord { layer: Some(layer) }),
+            record => record,
+        })
     }
 
     /// Takes a step from the cache or does it.
@@ -290,10 +292,11 @@ impl Engine {
         work: Work,
         step: &BegunStep,
     ) -> Result<(bool, Option<String>), EngineError> {
-        if let Some(layer) = self.known(&work.key)? {
-            state.record(work.created_by, layer);
+        if let Some(known) = self.known(&work.key)? {
+            state.record(work.created_by, known.layer.map(stored));
             return Ok((true, None));
         }
+        self.tell(step, StepState::Started);
         let changed = match &work.files {
             Some(files) => self.changed_file(&work.created_by, files)?,
             None => None,
@@ -313,15 +316,9 @@ impl Engine {
             Action::Copy(request, Some(layers)) => {
                 self.ensure(&layers).await?;
                 let key = self.content_key(&request, &work.created_by).await?;
-                if let Some(layer) = self.known(&key)? {
-                    let known = StepRecord {
-                        layer: layer.as_ref().and_then(|layer| match &layer.blob {
-                            LayerBlob::Stored(compressed) => Some(compressed.clone()),
-                            LayerBlob::Base { .. } | LayerBlob::Making => None,
-                        }),
-                    };
+                if let Some(known) = self.known(&key)? {
                     record(&self.trees.bases.store, &keys, &known)?;
-                    state.record(work.created_by, layer);
+                    state.record(work.created_by, known.layer.map(stored));
                     return Ok((true, None));
                 }
                 keys.push(key);
@@ -455,6 +452,11 @@ impl Engine {
         let last_lines = last.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
         Err(EngineError::Run { command, end, status, last_lines })
     }
+}
+
+/// A layer that the store has.
+fn stored(layer: Compressed) -> Layer {
+    Layer { diff_id: layer.diff_id, blob: LayerBlob::Stored(layer) }
 }
 
 fn format_arguments(arguments: &[(String, String)]) -> String {

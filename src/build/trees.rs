@@ -66,9 +66,10 @@ async fn local(
     }
     let user = image.config.config.user.clone();
     let request = Request::User { layers: diff_ids, user };
-    let Response::User(user) = trees.worker().await?.call(request, Vec::new()).await? else {
-        return Err(EngineError::Protocol);
-    };
+    let worker = trees.worker().await?;
+    let answer = worker.call(request, Vec::new()).await;
+    worker.end().await;
+    let Response::User(user) = answer? else { return Err(EngineError::Protocol) };
     Ok(LocalImage { config: image.config, trees: paths, user, lease: trees.lease })
 }
 

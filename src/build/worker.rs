@@ -76,6 +76,7 @@ impl WorkerError {
 }
 
 /// Serves the engine until it closes the channel.
+#[must_use]
 pub fn main() -> ExitCode {
     let Ok(entered) = worker::enter() else { return ExitCode::FAILURE };
     let mut channel = entered.channel;

@@ -35,6 +35,7 @@ mod code {
 
 /// Build an image from a Dockerfile
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct BuildArguments {
     /// The directory with the files that COPY and ADD may take
     #[arg(short, long, value_name = "DIRECTORY", default_value = ".")]
@@ -87,7 +88,7 @@ pub struct BuildArguments {
     /// What network RUN has
     #[arg(long, value_enum, default_value = "host")]
     pub network: NetworkMode,
-    /// Where layers and the step cache are kept [default: $XDG_DATA_HOME/hephy]
+    /// Where layers and the step cache are kept [default: `$XDG_DATA_HOME/hephy`]
     #[arg(long, env = "HEPHY_DATA", value_name = "DIRECTORY")]
     pub data: Option<PathBuf>,
     /// Where base images of docker.io are looked for first: HOST[:PORT]/PREFIX, or oci:DIRECTORY; may be repeated
@@ -111,7 +112,7 @@ pub struct BuildArguments {
     /// Seconds since 1970: no time in the image is later
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_hyphen_values = true)]
     pub source_date_epoch: Option<i64>,
-    /// Leave aside layers that were made for another SOURCE_DATE_EPOCH: the same source gives the same digest anywhere
+    /// Leave aside layers that were made for another `SOURCE_DATE_EPOCH`: the same source gives the same digest anywhere
     #[arg(long)]
     pub reproducible: bool,
     /// How long the build may take

@@ -298,7 +298,7 @@ impl Follower {
             };
         }
         let Some(file) = &mut self.file else { return Ok(()) };
-        let mut buffer = [0; 32 * 1024];
+        let mut buffer = vec![0; 32 * 1024];
         loop {
             let count = file.read(&mut buffer)?;
             if count == 0 {

@@ -3,7 +3,9 @@
 
 mod architecture;
 mod bases;
+mod build;
 mod documents;
+mod driver_conformance;
 mod git;
 mod publish;
 mod registry;

@@ -1,0 +1,26 @@
+//! The local driver passes the suite that every driver passes.
+
+use std::path::PathBuf;
+
+use hephy::driver::local::LocalDriver;
+
+use super::Place;
+use crate::driver_conformance::{Bench, suite};
+
+struct Local {
+    place: Place,
+}
+
+impl Bench for Local {
+    type Driver = LocalDriver;
+
+    fn driver(&self) -> LocalDriver {
+        LocalDriver::new(PathBuf::from(env!("CARGO_BIN_EXE_hephy")), self.place.path("data"))
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+suite!(Local { place: Place::new() });

@@ -1,0 +1,157 @@
+//! What every [`Driver`] does: one suite, run for each of them by [`suite`].
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hephy::build::{
+    BuildEvent, BuildFailure, BuildLimits, BuildRequest, CacheUse, Compression, Driver, NetworkMode,
+};
+use hephy::model::PlatformImage;
+use hephy::oci::Platform;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{EPOCH, Place, base, runs};
+
+/// A driver, and a place where it builds.
+pub(crate) trait Bench {
+    type Driver: Driver + Clone + 'static;
+    fn driver(&self) -> Self::Driver;
+    fn place(&self) -> &Place;
+}
+
+/// Makes the suite's tests for one bench.
+macro_rules! suite {
+    ($bench:expr) => {
+        #[tokio::test]
+        async fn an_image_is_built_and_told_step_by_step() {
+            crate::driver_conformance::builds(&$bench).await;
+        }
+        #[tokio::test]
+        async fn a_finished_build_is_replayed() {
+            crate::driver_conformance::replays(&$bench).await;
+        }
+        #[tokio::test]
+        async fn a_failure_says_whose_fault_it_is() {
+            crate::driver_conformance::fails(&$bench).await;
+        }
+        #[tokio::test]
+        async fn a_cancelled_build_ends_with_its_processes() {
+            crate::driver_conformance::cancels(&$bench).await;
+        }
+        #[tokio::test]
+        async fn a_build_at_work_is_adopted() {
+            crate::driver_conformance::adopts(&$bench).await;
+        }
+    };
+}
+pub(crate) use suite;
+
+fn request(place: &Place, dockerfile: &str) -> BuildRequest {
+    place.file("Dockerfile", dockerfile);
+    BuildRequest {
+        directory: place.path("driven"),
+        context: place.path("context"),
+        dockerfile: PathBuf::from("Dockerfile"),
+        platform: Platform::native(),
+        target: None,
+        build_args: vec![("GIVEN".to_owned(), Some("given".to_owned()))],
+        labels: vec![("a".to_owned(), "b".to_owned())],
+        destinations: Vec::new(),
+        mirrors: vec![format!("oci:{}", base::layout().display())],
+        insecure_registries: Vec::new(),
+        docker_config: Some("{\"auths\":{}}".to_owned()),
+        source_date_epoch: EPOCH.parse().ok(),
+        cache: CacheUse::Read,
+        network: NetworkMode::Host,
+        limits: BuildLimits::default(),
+        compression: Compression::Gzip,
+    }
+}
+
+struct Run {
+    outcome: Result<PlatformImage, BuildFailure>,
+    lines: Vec<String>,
+}
+
+async fn run(driver: &impl Driver, request: &BuildRequest) -> Run {
+    let (sender, mut receiver) = mpsc::channel::<BuildEvent>(16);
+    let collect = async {
+        let mut lines = Vec::new();
+        while let Some(event) = receiver.recv().await {
+            lines.extend(event.lines());
+        }
+        lines
+    };
+    let (outcome, lines) = tokio::join!(driver.build(request, sender, CancellationToken::new()), collect);
+    Run { outcome, lines }
+}
+
+pub(crate) async fn builds(bench: &impl Bench) {
+    let driver = bench.driver();
+    assert!(driver.platforms().await.unwrap().contains(&Platform::native()));
+    let request = request(bench.place(), "FROM busybox:1\nARG GIVEN\nRUN echo $GIVEN > /x; cat /x\n");
+    let run = run(&driver, &request).await;
+    let image = run.outcome.unwrap();
+    assert_eq!((image.platform, image.layers, image.new_layers), (Platform::native(), 2, 1));
+    assert_eq!(image.steps.iter().map(|step| step.cached).collect::<Vec<_>>(), [true, false]);
+    assert!(run.lines.iter().any(|line| line == "    given"), "{:?}", run.lines);
+}
+
+pub(crate) async fn replays(bench: &impl Bench) {
+    let request = request(bench.place(), "FROM busybox:1\nRUN echo once > /x; echo told\n");
+    let first = run(&bench.driver(), &request).await;
+    let again = run(&bench.driver(), &request).await;
+    assert_eq!(first.outcome.unwrap(), again.outcome.unwrap());
+    assert_eq!(first.lines, again.lines);
+}
+
+pub(crate) async fn fails(bench: &impl Bench) {
+    let failing = run(&bench.driver(), &request(bench.place(), "FROM busybox:1\nRUN exit 4\n")).await;
+    let Err(BuildFailure::App(step)) = failing.outcome else { panic!("{:?}", failing.outcome) };
+    assert_eq!((step.exit_status, step.at.unwrap().line), (Some(4), 2));
+}
+
+pub(crate) async fn cancels(bench: &impl Bench) {
+    let word = "16180339";
+    let request = request(bench.place(), &format!("FROM busybox:1\nRUN echo begun; sleep {word}\n"));
+    let (sender, mut receiver) = mpsc::channel(16);
+    let cancel = CancellationToken::new();
+    let (driver, token) = (bench.driver(), cancel.clone());
+    let building = tokio::spawn(async move { driver.build(&request, sender, token).await });
+    wait_for_line(&mut receiver, "begun").await;
+    let clock = Instant::now();
+    cancel.cancel();
+    tokio::spawn(async move { while receiver.recv().await.is_some() {} });
+    assert_eq!(building.await.unwrap(), Err(BuildFailure::Cancelled));
+    assert!(clock.elapsed() < Duration::from_secs(2), "{:?}", clock.elapsed());
+    assert!(!runs(word));
+}
+
+pub(crate) async fn adopts(bench: &impl Bench) {
+    let place = bench.place();
+    // The build waits for a line in a pipe that the second follower's test writes.
+    let request = request(place, "FROM busybox:1\nRUN echo begun; sleep 2; echo over\n");
+    let (sender, mut receiver) = mpsc::channel(16);
+    let (driver, first_request) = (bench.driver(), request.clone());
+    let building =
+        tokio::spawn(async move { driver.build(&first_request, sender, CancellationToken::new()).await });
+    wait_for_line(&mut receiver, "begun").await;
+    building.abort();
+    drop(building.await);
+    let adopted = run(&bench.driver(), &request).await;
+    adopted.outcome.unwrap();
+    let begun = adopted.lines.iter().filter(|line| line.contains("    begun")).count();
+    assert_eq!(begun, 1, "{:?}", adopted.lines);
+    assert!(fs::exists(request.directory.join("result.json")).unwrap());
+}
+
+async fn wait_for_line(receiver: &mut mpsc::Receiver<BuildEvent>, word: &str) {
+    while let Some(event) = receiver.recv().await {
+        if event.lines().iter().any(|line| line.trim() == word) {
+            return;
+        }
+    }
+    panic!("the build ended without `{word}`");
+}
