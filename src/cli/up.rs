@@ -15,6 +15,7 @@ use crate::model::RefName;
 use crate::receive::key_files::{KeyFile, own_keys};
 use crate::receive::keys::name_for_login;
 use crate::sandbox::preflight::{self, Needs, Severity};
+use crate::serve::people::People;
 use crate::serve::up::{FirstAdmin, Notice, Ready, Start};
 
 /// `up`.
@@ -94,15 +95,17 @@ fn first_admin() -> Option<FirstAdmin> {
     let starts = User::from_uid(nix::unistd::getuid()).ok().flatten();
     let home = std::env::var_os("HOME").map(PathBuf::from).or_else(|| Some(starts.as_ref()?.dir.clone()));
     let itself = admin_of(home, starts.as_ref());
-    let invoked = std::env::var("SUDO_UID").ok().and_then(|id| id.parse().ok()).map(Uid::from_raw);
+    let sudo_uid = std::env::var("SUDO_UID").ok().and_then(|id| id.parse().ok()).map(Uid::from_raw);
     let invoker =
-        invoked.filter(|_| nix::unistd::getuid().is_root()).and_then(|id| User::from_uid(id).ok()?);
+        sudo_uid.filter(|_| nix::unistd::getuid().is_root()).and_then(|id| User::from_uid(id).ok()?);
     let through_sudo = invoker.and_then(|user| admin_of(Some(user.dir.clone()), Some(&user)));
     through_sudo.filter(|admin| !admin.keys.is_empty()).or(itself)
 }
 
 fn admin_of(home: Option<PathBuf>, user: Option<&User>) -> Option<FirstAdmin> {
     let login = user.map(|user| user.name.as_str()).unwrap_or_default();
+    // A login named as whoever runs the server is called would get that one's rights, and no other name.
+    let login = if login == People::operator().as_str() { "" } else { login };
     let name = name_for_login(login).ok()?;
     let called = |file: &KeyFile| match file.path.file_name() {
         Some(name) if name != "authorized_keys" => name.to_string_lossy().into_owned(),

@@ -488,7 +488,9 @@ impl crate::serve::Verbs for SshVerbs {
         };
         let failed = match server.people().person(&user).await {
             Ok(person) => {
-                let mut context = Context { server, person, stdin: Some(stdin), stdout, closed };
+                // Input that is kept and not read would hold up the client, and its Ctrl-C behind it.
+                let stdin = matches!(parsed.verb, Verb::Keys(_)).then_some(stdin);
+                let mut context = Context { server, person, stdin, stdout, closed };
                 match run(&mut context, parsed.verb).await {
                     Ok(status) => return status,
                     Err(error) => error,
