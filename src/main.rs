@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     // Fails only if there is one already, which is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    hephy::cli::run(arguments)
+    hephy::cli::run(&arguments)
 }
 
 fn own_child() -> Option<ExitCode> {

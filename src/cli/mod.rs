@@ -48,8 +48,8 @@ enum Subject {
 
 /// Runs the command line `arguments`, program name first.
 #[must_use]
-pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    let parsed = match CommandLine::try_parse_from(&arguments) {
+pub fn run(arguments: &[OsString]) -> ExitCode {
+    let parsed = match CommandLine::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
             // Help goes to standard output, errors to standard error; a closed one is nobody's loss.
@@ -61,7 +61,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Subject::Up(arguments) => up::run(*arguments),
         Subject::Build(arguments) => build::run(&arguments),
         Subject::Base(arguments) => base::run(&arguments),
-        Subject::Verb(verb) => match send(parsed.server, &parsed.remote, &verb, &arguments) {
+        Subject::Verb(verb) => match send(parsed.server, &parsed.remote, &verb, arguments) {
             Ok(code) => code,
             Err(error) => {
                 problem(&chain(&error));

@@ -1,6 +1,5 @@
 //! How tables, times and sizes look.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,8 +17,7 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) ->
     for row in std::iter::once(&heading).chain(rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string does not fail.
-            drop(write!(line, "{cell:<width$}  "));
+            line += &format!("{cell:<width$}  ");
         }
         text.push_str(line.trim_end());
         text.push('\n');

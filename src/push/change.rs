@@ -120,7 +120,7 @@ pub async fn scale(
         if let Some(release) = &current {
             let unknown = counts.keys().find(|process_type| !release.processes.contains_key(process_type));
             if let Some(unknown) = unknown {
-                let known = release.processes.keys().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+                let known = release.processes.keys().map(ProcessType::as_str).collect::<Vec<_>>().join(", ");
                 return Err(ChangeError::Nothing(format!(
                     "{app} has no process type `{unknown}`; it has {known}"
                 )));

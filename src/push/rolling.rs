@@ -14,8 +14,7 @@ use crate::model::{
 use crate::rollout::{RuntimeError, Version, rollout};
 
 /// How many instances of a process type run: what was asked for, else one `web` and no other.
-#[must_use]
-pub fn count(scale: &BTreeMap<ProcessType, u32>, process_type: &ProcessType) -> u32 {
+fn count(scale: &BTreeMap<ProcessType, u32>, process_type: &ProcessType) -> u32 {
     let default = u32::from(*process_type == ProcessType::web());
     scale.get(process_type).copied().unwrap_or(default)
 }

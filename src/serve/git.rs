@@ -259,7 +259,7 @@ impl Decision<'_> {
             Some(command) => Some(self.commit_time(&push, command)?),
         };
         self.keep(push, &wanted).await?;
-        let app = create_app(self.server, &self.name, &self.person)
+        create_app(self.server, &self.name, &self.person)
             .await
             .map_err(|error| self.failed("make the app", &error))?;
         let with_deploy = atomic && wanted.deploy.is_some();
@@ -272,7 +272,11 @@ impl Decision<'_> {
             if with_deploy {
                 moves.extend(wanted.others.iter().map(ref_move));
             }
-            let verdict = self.deploy(deploy, moves.clone(), committed_at, options, &app, reporter).await;
+            let order = self.order(deploy, moves.clone(), committed_at, options);
+            let verdict = match order {
+                Some(order) => self.deploy(order, reporter).await,
+                None => Verdict::Refused("the deploy branch names no commit".to_owned()),
+            };
             verdicts.extend(moves.into_iter().map(|moved| (moved.name, verdict.clone())));
         }
         Ok(verdicts)
@@ -358,26 +362,19 @@ impl Decision<'_> {
         Ok(verdicts)
     }
 
-    async fn deploy(
+    fn order(
         &self,
         command: &RefCommand,
         moves: Vec<RefMove>,
         committed_at: jiff::Timestamp,
         options: PushOptions,
-        app: &App,
-        reporter: &mut Reporter<Output>,
-    ) -> Verdict {
-        let Some(commit) = command.commit else {
-            return Verdict::Refused("the deploy branch names no commit".to_owned());
-        };
-        let order = BuildOrder {
-            app: app.name.clone(),
-            commit,
-            committed_at,
-            moves,
-            by: self.person.name.clone(),
-            options,
-        };
+    ) -> Option<BuildOrder> {
+        let (app, by) = (self.name.clone(), self.person.name.clone());
+        Some(BuildOrder { app, commit: command.commit?, committed_at, moves, by, options })
+    }
+
+    async fn deploy(&self, order: BuildOrder, reporter: &mut Reporter<Output>) -> Verdict {
+        let options = order.options;
         let build = match self.claim(order, reporter).await {
             Ok(build) => build,
             Err(reason) => return Verdict::Refused(reason),

@@ -40,6 +40,9 @@ impl People {
     }
 
     /// The name of who runs the server.
+    ///
+    /// # Panics
+    /// Never: the name is valid.
     #[must_use]
     pub fn operator() -> UserName {
         #[expect(clippy::expect_used, reason = "the literal is a valid name")]

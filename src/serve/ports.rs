@@ -32,7 +32,7 @@ pub enum ListenError {
 }
 
 /// Listens on `address`, which the setting `flag` chose.
-pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
+pub(super) async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {

@@ -204,8 +204,7 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
         queue: Queue::default(),
         stopping: CancellationToken::new(),
     };
-    let services =
-        Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table, &settings);
+    let services = Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table);
     adopt_apps(&stages).await?;
     let builds = server.pushes.recover().await?;
     let ready = Ready {
@@ -361,7 +360,6 @@ impl Services {
         verbs: Arc<dyn Verbs>,
         registry: registry::Server,
         table: RouteTable,
-        settings: &Settings,
     ) -> Self {
         let services = Self {
             tasks: TaskTracker::new(),
@@ -369,7 +367,7 @@ impl Services {
             ssh: CancellationToken::new(),
             registry: CancellationToken::new(),
         };
-        let config = RouterConfig::new(settings.domain.as_str());
+        let config = RouterConfig::new(server.settings.domain.as_str());
         services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
         let stop = services.registry.clone();
         services.tasks.spawn(async move {

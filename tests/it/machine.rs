@@ -276,7 +276,8 @@ impl Drop for Machine {
             self.up();
         }
         if std::thread::panicking() {
-            eprintln!("hephy up printed:\n{}", self.printed());
+            #[expect(clippy::print_stderr, reason = "a failed test shows it")]
+            let () = eprintln!("hephy up printed:\n{}", self.printed());
         }
         let apps = self.hephy(&["apps", "--format", "json"]).stdout;
         let apps: Vec<serde_json::Value> = serde_json::from_str(&apps).unwrap_or_default();
@@ -335,7 +336,7 @@ impl Repository<'_> {
     pub(crate) fn add_busybox(&self) {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
         fs::copy(
-            busybox.expect("busybox-static is installed: `scripts/setup tests`"),
+            busybox.ok_or("busybox-static is not installed: run `scripts/setup tests`").unwrap(),
             self.path.join("busybox"),
         )
         .unwrap();

@@ -1,7 +1,5 @@
 //! What a verb works with, and how it ends.
 
-use std::fmt::Write as _;
-
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
@@ -128,12 +126,7 @@ impl Context<'_> {
 
     /// Prints an event in Heroku's grammar.
     pub(super) async fn event(&mut self, event: &PushEvent) -> Result<()> {
-        let mut text = String::new();
-        for line in event.render() {
-            // Writing to a string does not fail.
-            drop(writeln!(text, "{line}"));
-        }
-        self.print(&text).await
+        self.print(&(event.render().join("\n") + "\n")).await
     }
 
     /// What the client sends on standard input, all of it.

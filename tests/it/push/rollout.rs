@@ -67,7 +67,10 @@ fn no_request_fails_while_versions_change() {
                 match machine.get("steady", "/") {
                     Ok((200, _)) => asked.fetch_add(1, Ordering::Relaxed),
                     other => {
-                        return Err(format!("{other:?} after {} good answers", asked.load(Ordering::Relaxed)));
+                        return Err(format!(
+                            "{other:?} after {} good answers",
+                            asked.load(Ordering::Relaxed)
+                        ));
                     }
                 };
             }

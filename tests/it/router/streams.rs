@@ -239,7 +239,7 @@ async fn a_large_body_is_not_gathered_on_the_way() {
     let instance = app::served("one", |mut stream| async move {
         read_until(&mut stream, "\r\n\r\n").await;
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
-        while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
+        while stream.write_all(&[b'x'; 16384]).await.is_ok() {}
     })
     .await;
     let _none = router.route(1, &[instance]);
