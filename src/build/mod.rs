@@ -37,8 +37,6 @@ pub use event::{BuildEvent, MAX_LINE_BYTES, StepState, elapsed};
 pub use image::{compression, with_default_tag};
 pub use process::open_layer_store;
 pub use result::{BuildResult, Outcome};
-pub use process::open_layer_store;
-pub use result::{BuildResult, Outcome};
 pub use trees::{LocalImage, local_image};
 pub use user::ImageUser;
 
