@@ -23,6 +23,7 @@ pub mod people;
 mod ports;
 mod queue;
 pub mod up;
+mod upkeep;
 
 pub(crate) use busy::describe as describe_busy;
 pub(crate) use git::deploy_branch;

@@ -180,6 +180,9 @@ impl Listeners {
 /// Serves until a signal, then drains; a second signal stops at once.
 pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(), UpError> {
     let mut signals = Signals::new().map_err(UpError::Signals)?;
+    if let Err(error) = crate::sandbox::cgroup::Delegation::adopt_self() {
+        tracing::debug!(%error, "builds are not limited in memory and processors");
+    }
     let data = start.settings.data.clone();
     make_directory(&data)?;
     let object_store = Arc::new(DirectoryStore::open(&data.join("state"))?);
@@ -204,8 +207,9 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
         queue: Queue::default(),
         stopping: CancellationToken::new(),
     };
-    let services = Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table);
+    // The apps first: a request that comes meanwhile waits for the router, and finds its app.
     adopt_apps(&stages).await?;
+    let services = Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table);
     let builds = server.pushes.recover().await?;
     let ready = Ready {
         addresses,
@@ -369,6 +373,13 @@ impl Services {
         };
         let config = RouterConfig::new(server.settings.domain.as_str());
         services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
+        let registry = Arc::new(registry);
+        let store = Arc::clone(&server.stages().store);
+        services.tasks.spawn(super::upkeep::keep_small(
+            Arc::clone(&registry),
+            store,
+            services.registry.clone(),
+        ));
         let stop = services.registry.clone();
         services.tasks.spawn(async move {
             if let Err(error) = registry.serve(listeners.registry, stop).await {

@@ -9,6 +9,7 @@ mod driver_conformance;
 mod git;
 mod publish;
 mod registry;
+mod examples;
 mod machine;
 mod push;
 mod store_conformance;
