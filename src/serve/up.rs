@@ -373,10 +373,9 @@ impl Services {
         };
         let config = RouterConfig::new(server.settings.domain.as_str());
         services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
-        let registry = Arc::new(registry);
         let store = Arc::clone(&server.stages().store);
         services.tasks.spawn(super::upkeep::keep_small(
-            Arc::clone(&registry),
+            registry.clone(),
             store,
             services.registry.clone(),
         ));

@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(24 * 3600);
 const CACHE_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Keeps the registry small until `stop`.
-pub(super) async fn keep_small(registry: Arc<Server>, store: Arc<dyn Store>, stop: CancellationToken) {
+pub(super) async fn keep_small(registry: Server, store: Arc<dyn Store>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
