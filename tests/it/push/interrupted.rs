@@ -29,7 +29,7 @@ fn builds(machine: &Machine, app: &str) -> Vec<serde_json::Value> {
 
 fn is_building(machine: &Machine, app: &str, number: u64) -> bool {
     let log = machine.verb(&format!("builds log {number} -a {app} --no-follow")).stdout;
-    log.contains("] building")
+    log.contains("    building")
 }
 
 #[test]
