@@ -374,11 +374,7 @@ impl Services {
         let config = RouterConfig::new(server.settings.domain.as_str());
         services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
         let store = Arc::clone(&server.stages().store);
-        services.tasks.spawn(super::upkeep::keep_small(
-            registry.clone(),
-            store,
-            services.registry.clone(),
-        ));
+        services.tasks.spawn(super::upkeep::keep_small(registry.clone(), store, services.registry.clone()));
         let stop = services.registry.clone();
         services.tasks.spawn(async move {
             if let Err(error) = registry.serve(listeners.registry, stop).await {
