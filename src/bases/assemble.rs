@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use rustix::fs::StatVfsMountFlags;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
@@ -79,6 +80,10 @@ pub fn can_assemble(base: Base, platform: &Platform) -> Result<(), BaseError> {
         return Ok(());
     }
     Err(BaseError::NotRunnable { platform: platform.clone() })
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 fn is_installed(program: &str) -> bool {
@@ -164,7 +169,7 @@ fn sources(assembly: &Assembly, release: Release) -> Vec<(String, String)> {
 }
 
 fn mmdebstrap(assembly: &Assembly, architecture: &str, release: Release, tar: &Path, epoch: i64) -> Command {
-    let mode = if rustix::process::geteuid().is_root() { "root" } else { "unshare" };
+    let mode = if is_root() { "root" } else { "unshare" };
     // The files' modes must not depend on the caller's umask.
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "umask 022 && exec mmdebstrap \"$@\"", "sh", "--format=tar", "--skip=output/dev"]);
@@ -203,6 +208,14 @@ fn environment(command: &mut Command, assembly: &Assembly) {
         .env("TMPDIR", &assembly.directory)
         .env("DEBIAN_FRONTEND", "noninteractive");
     command.current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
+}
+
+/// Where `mmdebstrap` unpacks. Not in our directory if that is mounted `nodev`, as `/tmp` often is; and not as an ordinary user, when the
+/// files are made by an id of a user namespace, which our directory does not let in.
+fn scratch(directory: &Path) -> &Path {
+    let forbidden = StatVfsMountFlags::NODEV | StatVfsMountFlags::NOSUID;
+    let restricted = rustix::fs::statvfs(directory).is_ok_and(|found| found.f_flag.intersects(forbidden));
+    if is_root() && !restricted { directory } else { Path::new("/var/tmp") }
 }
 
 /// The date of a suite's index.

@@ -42,7 +42,7 @@ async fn debian_is_the_same_from_the_same_archive() {
     assert_eq!(digest_of("debian:12-slim", &platform).await, digest_of("debian:12-slim", &platform).await);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Debian's archive, and a minute"]
 async fn skopeo_reads_a_pushed_base_and_another_machine_adds_its_platform() {
     crate::registry::install_tls();

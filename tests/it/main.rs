@@ -7,6 +7,7 @@ mod build;
 mod documents;
 mod driver_conformance;
 mod git;
+mod layers;
 mod publish;
 mod registry;
 mod examples;
