@@ -50,7 +50,8 @@ const CUSTOMIZE: &str = r#"set -e
 rm -f "$1/etc/hostname" "$1/etc/resolv.conf"
 printf '%s\n' 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb /var/cache/apt/*.bin || true"; };' 'APT::Update::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*.deb /var/cache/apt/*.bin || true"; };' 'Dir::Cache::pkgcache "";' 'Dir::Cache::srcpkgcache "";' 'Acquire::GzipIndexes "true";' 'Acquire::Languages "none";' 'Apt::AutoRemove::SuggestsImportant "false";' > "$1/etc/apt/apt.conf.d/docker-clean"
 chmod 644 "$1/etc/apt/apt.conf.d/docker-clean"
-rm -rf "$1"/var/log/*.log "$1"/var/log/apt/* "$1"/var/cache/ldconfig/aux-cache "$1"/run/*
+# With the caches turned off above, apt's own cleaning would leave those that it has made so far, and no two of them are equal.
+rm -rf "$1"/var/cache/apt/*.bin "$1"/var/log/*.log "$1"/var/log/apt/* "$1"/var/cache/ldconfig/aux-cache "$1"/run/*
 "#;
 
 /// What `-slim` leaves out, now and of packages that are installed later.
