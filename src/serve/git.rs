@@ -2,7 +2,7 @@
 //!
 //! A session decides per ref what becomes of it, makes the Build, and follows the log. It drives nothing itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
@@ -16,8 +16,8 @@ use crate::git::{
 };
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Build, Cancel, CancelReason, Claim, Holder, ObjectName, Outcome, PushEvent, PushOptions,
-    RefMove, RefName,
+    App, AppName, Build, Cancel, CancelReason, Claim, CommitId, Holder, ObjectName, Outcome, PushEvent,
+    PushOptions, RefMove, RefName,
 };
 use crate::push::claim::{self, BuildOrder, ClaimError};
 use crate::receive::{Gone, Output, Session};
@@ -389,8 +389,12 @@ impl Decision<'_> {
     /// Claims the app, waits for it, or takes over a build of the same commit that nobody follows.
     async fn claim(&self, order: BuildOrder, reporter: &mut Reporter<Output>) -> Result<Build, String> {
         let options = order.options;
+        let mut order = order;
         let mut turn: Option<Turn> = None;
         loop {
+            if turn.is_some() {
+                order = self.after_waiting(order).await?;
+            }
             let holder = match claim::claim_build(&*self.server.stages().store, order.clone()).await {
                 Ok(build) => {
                     let heading = format!(
@@ -441,6 +445,33 @@ impl Decision<'_> {
             }
             self.wait_for_turn(turn.as_ref(), reporter).await?;
         }
+    }
+
+    /// Lets a push that waited follow on what was deployed meanwhile, if its commit does.
+    async fn after_waiting(&self, mut order: BuildOrder) -> Result<BuildOrder, String> {
+        let store = &*self.server.stages().store;
+        let app = store::require::<App>(store, &ObjectName::of(&self.name)).await;
+        let refs = app.map_err(|error| self.failed("read the app", &error))?.object.refs;
+        for moved in &mut order.moves {
+            let now = refs.get(&moved.name).copied();
+            if let (Some(now), Some(new)) = (now.filter(|_| moved.old != now), moved.new) {
+                let path = self.server.stages().repository_path(&self.name);
+                let follows = tokio::task::spawn_blocking(move || follows(&path, new, now)).await;
+                match follows {
+                    Ok(Ok(true)) => moved.old = Some(now),
+                    Ok(Ok(false)) => {
+                        let name = moved.name.short();
+                        return Err(format!(
+                            "{name} is {} now, which this push does not build on: fetch first",
+                            now.short()
+                        ));
+                    }
+                    Ok(Err(error)) => return Err(self.failed("read the history", &error)),
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                }
+            }
+        }
+        Ok(order)
     }
 
     async fn wait_for_turn(
@@ -505,6 +536,11 @@ impl Decision<'_> {
             }
         }
         self.server.pushes().ended(&build.app, build.number).await;
+        self.verdict(build).await
+    }
+
+    /// How a build ended, as git is told.
+    async fn verdict(&self, build: &Build) -> Verdict {
         match self.server.outcome(build).await {
             Ok(Some(Outcome::Succeeded { .. })) => Verdict::Accepted,
             Ok(Some(Outcome::Failed { reason, .. })) => Verdict::Refused(reason),
@@ -526,6 +562,10 @@ impl Decision<'_> {
                     tracing::error!(app = %build.app, build = %build.number, %error, "a build cannot be cancelled");
                 }
                 Verdict::Refused("the pusher closed the connection".to_owned())
+            }
+            // The server stops once its builds have ended, this one perhaps among them.
+            Gone::Shutdown if matches!(self.server.outcome(build).await, Ok(Some(_))) => {
+                self.verdict(build).await
             }
             Gone::Silent | Gone::Shutdown => {
                 let command = self.follow(build);
@@ -551,6 +591,27 @@ impl Decision<'_> {
         tracing::error!(app = %self.name, doing, error = %error, "a push failed");
         format!("hephy could not {doing}: {error}")
     }
+}
+
+/// Whether `new` has `old` among the last of its ancestors.
+fn follows(repository: &std::path::Path, new: CommitId, old: CommitId) -> Result<bool, git::GitError> {
+    const MOST: usize = 10_000;
+    let repository = Repository::open_or_create(repository)?;
+    let (mut seen, mut next) = (BTreeSet::from([new]), VecDeque::from([new]));
+    while let Some(commit) = next.pop_front() {
+        if commit == old {
+            return Ok(true);
+        }
+        if seen.len() > MOST {
+            return Ok(false);
+        }
+        // Where history is cut off, nothing more is known.
+        if !repository.contains(commit)? {
+            continue;
+        }
+        next.extend(repository.commit(commit)?.parents().iter().filter(|parent| seen.insert(**parent)));
+    }
+    Ok(false)
 }
 
 fn refuse_rest(wanted: Wanted, reason: &str) -> Verdicts {

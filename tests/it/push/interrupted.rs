@@ -1,5 +1,6 @@
 //! Pushes that meet each other, are cancelled, or lose the server.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ fn begin(repository: &Repository<'_>, options: &[&str]) -> Child {
     let mut words = vec!["push"];
     words.extend(options.iter().flat_map(|option| ["-o", option]));
     words.extend(["deis", "main"]);
-    repository.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    repository.command(&words).process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn builds(machine: &Machine, app: &str) -> Vec<serde_json::Value> {
@@ -79,8 +80,8 @@ fn control_c_in_git_cancels_within_two_seconds_and_frees_the_app() {
     let push = begin(&app, &[]);
     eventually("the build runs", || is_building(&machine, "ctrl-c", 1));
     let interrupted = Instant::now();
-    std::process::Command::new("pkill").args(["-INT", "-P", &push.id().to_string()]).status().unwrap();
-    std::process::Command::new("kill").args(["-INT", &push.id().to_string()]).status().unwrap();
+    // As a terminal does it: to git and to the ssh that it started.
+    std::process::Command::new("kill").args(["-INT", "--", &format!("-{}", push.id())]).status().unwrap();
     eventually("the build is cancelled", || {
         builds(&machine, "ctrl-c")[0]["outcome"]["cancelled"].is_object()
     });
