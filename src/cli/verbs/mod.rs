@@ -216,7 +216,7 @@ pub(crate) struct LogsArguments {
     #[arg(short = 'n', long, default_value_t = 100, value_name = "LINES")]
     pub(crate) lines: usize,
     /// Only this process type
-    #[arg(short, long = "type", value_name = "TYPE")]
+    #[arg(short = 't', long = "type", value_name = "TYPE")]
     pub(crate) process_type: Option<ProcessType>,
     #[command(flatten)]
     pub(crate) format: FormatArgument,
