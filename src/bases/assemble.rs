@@ -206,7 +206,7 @@ fn environment(command: &mut Command, assembly: &Assembly) {
     command.envs(kept.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
         .env("LC_ALL", "C.UTF-8")
-        .env("TMPDIR", &assembly.directory)
+        .env("TMPDIR", scratch(&assembly.directory))
         .env("DEBIAN_FRONTEND", "noninteractive");
     command.current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
 }
