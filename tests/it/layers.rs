@@ -43,7 +43,9 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        drop(rustix::mount::unmount(&self.0, UnmountFlags::empty()));
+        if let Err(error) = rustix::mount::unmount(&self.0, UnmountFlags::empty()) {
+            println!("the overlay stays mounted: {error}");
+        }
     }
 }
 
@@ -198,7 +200,7 @@ fn the_pipeline_of_a_500_mb_layer_stays_below_64_mib() {
         let source = Numbers { left: 500 << 20, state: 1 };
         let layer = compress_layer(source, std::io::sink(), compression).unwrap();
         let seconds = started.elapsed().as_secs_f64();
-        println!("{name}: {:.0} MB/s, ratio {:.3}", 524.288 / seconds, layer.size as f64 / 524_288_000.0);
+        println!("{name}: {:.0} MB/s, {} bytes of 524288000", 524.288 / seconds, layer.size);
     }
     println!("peak {} KiB, {} KiB before", peak_kib(), before);
     assert!(peak_kib() < 64 << 10);
