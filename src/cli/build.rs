@@ -43,7 +43,7 @@ pub struct BuildArguments {
     /// The Dockerfile, relative to the context or absolute
     #[arg(short = 'f', long, value_name = "FILE", default_value = "Dockerfile")]
     pub dockerfile: PathBuf,
-    /// Where the image is pushed, HOST[:PORT]/REPOSITORY[:TAG]; may be repeated
+    /// Where the image is pushed, as in HOST:PORT/REPOSITORY:TAG; may be repeated
     #[arg(short, long, value_name = "REFERENCE")]
     pub destination: Vec<Reference>,
     /// A build argument, NAME=VALUE, or NAME for its value in the environment; may be repeated
@@ -91,7 +91,7 @@ pub struct BuildArguments {
     /// Where layers and the step cache are kept [default: `$XDG_DATA_HOME/hephy`]
     #[arg(long, env = "HEPHY_DATA", value_name = "DIRECTORY")]
     pub data: Option<PathBuf>,
-    /// Where base images of docker.io are looked for first: HOST[:PORT]/PREFIX, or oci:DIRECTORY; may be repeated
+    /// Where base images of docker.io are looked for first: HOST:PORT/PREFIX, or oci:DIRECTORY; may be repeated
     #[arg(
         long,
         alias = "registry-mirror",

@@ -1,7 +1,7 @@
 //! The one function that finds a path of an image, a context or a tar: no symlink and no `..` leads out.
 //!
 //! The kernel does it (`openat2` with `RESOLVE_IN_ROOT`) where it can. Where it cannot (before 5.6, under
-//! qemu's user mode), [`walk`](super::walk) opens one component at a time. Both give the same answers to the same suite.
+//! qemu's user mode), [`super::walk`] opens one component at a time. Both give the same answers to the same suite.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

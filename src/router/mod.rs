@@ -2,7 +2,7 @@
 //!
 //! The router knows hosts, routes and backends; it does not know what a backend is (a process in a namespace, a
 //! pod): [`Backend::connect`] gives it a byte stream. A [`RouteTable`] says which backends a route has. Whoever
-//! runs apps writes the table; [`serve`] only reads it. Inward it always speaks HTTP/1.1, outward HTTP/1.1 and
+//! runs apps writes the table; [`serve()`] only reads it. Inward it always speaks HTTP/1.1, outward HTTP/1.1 and
 //! HTTP/2 with prior knowledge.
 //!
 //! A request takes its backend and is counted there in one step under the table's lock. So after
