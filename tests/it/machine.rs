@@ -81,6 +81,8 @@ impl Machine {
     /// Starts hephy with more flags.
     pub(crate) fn with_flags(flags: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-it-").tempdir().unwrap();
+        // As below a home directory: nobody else walks through.
+        fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let ssh = directory.path().join("home/.ssh");
         fs::create_dir_all(&ssh).unwrap();
         make_key(&ssh.join("id_ed25519"), "admin@test");

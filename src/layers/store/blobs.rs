@@ -47,7 +47,10 @@ impl LayerStore {
     /// A new blob.
     pub fn blob_writer(&self) -> Result<BlobWriter, StoreError> {
         let tmp = self.path("tmp");
-        let file = tempfile::Builder::new().prefix("blob-").tempfile_in(&tmp).at("create file in", &tmp)?;
+        let file = tempfile::Builder::new()
+            .prefix("blob-")
+            .tempfile_in(super::anchored(&tmp))
+            .at("create file in", &tmp)?;
         Ok(BlobWriter { file })
     }
 

@@ -123,8 +123,10 @@ impl LayerStore {
             return Err(StoreError::RecordSize(content.len()));
         }
         let tmp = self.path("tmp");
-        let mut file =
-            tempfile::Builder::new().prefix("record-").tempfile_in(&tmp).at("create file in", &tmp)?;
+        let mut file = tempfile::Builder::new()
+            .prefix("record-")
+            .tempfile_in(anchored(&tmp))
+            .at("create file in", &tmp)?;
         file.write_all(content).at("write", path)?;
         file.as_file().set_permissions(Permissions::from_mode(0o644)).at("write", path)?;
         file.persist(path).map_err(|error| error.error).at("write", path)?;
@@ -134,6 +136,12 @@ impl LayerStore {
     fn write_json(&self, path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
         self.write(path, &serde_json::to_vec(value).map_err(StoreError::Record)?)
     }
+}
+
+/// A path for `tempfile`, which makes a relative one absolute and would then walk down from the root: a worker reaches the
+/// store by its working directory alone.
+fn anchored(path: &Path) -> PathBuf {
+    if path.is_relative() { Path::new("/proc/self/cwd").join(path) } else { path.to_owned() }
 }
 
 /// The content of a small file, if it is there.

@@ -74,8 +74,10 @@ impl LayerStore {
     /// A new place for a tree, on the disk of the store.
     pub fn stage(&self) -> Result<Staged, StoreError> {
         let tmp = self.path("tmp");
-        let dir =
-            tempfile::Builder::new().prefix("stage-").tempdir_in(&tmp).at("create directory in", &tmp)?;
+        let dir = tempfile::Builder::new()
+            .prefix("stage-")
+            .tempdir_in(super::anchored(&tmp))
+            .at("create directory in", &tmp)?;
         let lock = lock_file(&dir.path().join("lock"), FlockOperation::LockExclusive)?;
         let dir = dir.keep();
         let (tree, work) = (dir.join("tree"), dir.join("work"));

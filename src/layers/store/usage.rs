@@ -49,7 +49,7 @@ impl LayerStore {
         let dir = self.path("leases");
         let _shared = self.lock(FlockOperation::LockShared)?;
         let mut named = tempfile::Builder::new();
-        let file = named.prefix("lease-").tempfile_in(&dir).at("create file in", &dir)?;
+        let file = named.prefix("lease-").tempfile_in(super::anchored(&dir)).at("create file in", &dir)?;
         rustix::fs::fchmod(file.as_file(), rustix::fs::Mode::from_raw_mode(0o644))
             .at("create", file.path())?;
         rustix::fs::flock(file.as_file(), FlockOperation::LockExclusive).at("lock", file.path())?;
