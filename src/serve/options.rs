@@ -1,6 +1,6 @@
 //! Push options: `git push -o wait`.
 
-use crate::model::PushOptions;
+use crate::model::{PushOptions, nearest};
 
 const KNOWN: [&str; 4] = ["detach", "wait", "supersede", "no-cache"];
 
@@ -24,11 +24,7 @@ pub(super) fn parse(texts: &[String]) -> Result<PushOptions, String> {
 
 fn refusal(unknown: &str) -> String {
     let shown: String = unknown.chars().filter(|c| !c.is_control()).take(40).collect();
-    let nearest = KNOWN.into_iter().max_by(|one, other| {
-        strsim::jaro_winkler(unknown, one).total_cmp(&strsim::jaro_winkler(unknown, other))
-    });
-    let near = nearest.filter(|known| strsim::jaro_winkler(unknown, known) > 0.7);
-    let hint = near.map_or_else(
+    let hint = nearest(unknown, KNOWN).map_or_else(
         || format!("known are {}", KNOWN.join(", ")),
         |known| format!("did you mean `{known}`?"),
     );
