@@ -3,6 +3,10 @@
 //! russh widens a client's window when data arrives, not when it is read, and the only other way to slow a client
 //! is to stop russh itself, output and keepalives included. So what arrives is always taken from russh, and when
 //! too much of it waits to be read, nothing more is read from the socket.
+//!
+//! A command that reads on only while its output moves, such as `cat`, could stop for good so: the client's permission
+//! to send output is behind input that is not taken. git's protocols do not: a pack is read to its end before much
+//! is said, and a request before its answer. Such a client is given up as a silent one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};

@@ -131,27 +131,44 @@ impl Control {
     ) -> Result<(ControlAnswer, Vec<OwnedFd>), ControlError> {
         let asked = tokio::time::timeout(within, async {
             let mut stream = self.open().await?;
-            send(&mut stream, request).await?;
-            receive(&mut stream).await
+            let answer = async {
+                send(&mut stream, request).await?;
+                receive(&mut stream).await
+            };
+            answer.await.map_err(|error| if is_end(&error) { self.gone() } else { error })
         });
         asked.await.map_err(|_| ControlError::TimedOut { after: within })?
     }
 
     async fn open(&self) -> Result<UnixStream, ControlError> {
         let gone = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ControlError::Gone { directory: self.directory.clone() }
-            }
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => self.gone(),
             _ => error.into(),
         };
         let directory = OwnedFd::from(File::open(&self.directory).map_err(gone)?);
         UnixStream::connect(socket_path(&directory)).await.map_err(gone)
+    }
+
+    fn gone(&self) -> ControlError {
+        ControlError::Gone { directory: self.directory.clone() }
     }
 }
 
 /// The socket's name through an open directory: a socket's name has at most 107 bytes, a data directory's may have more.
 pub(super) fn socket_path(directory: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/control", directory.as_raw_fd()))
+}
+
+/// Whether the holder has ended between the connection, which the kernel accepts for it, and its answer.
+fn is_end(error: &ControlError) -> bool {
+    match error {
+        ControlError::Protocol(ProtocolError::Truncated) => true,
+        ControlError::Protocol(ProtocolError::Socket(error)) => matches!(
+            error.kind(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+        ),
+        _ => false,
+    }
 }
 
 async fn send<M: Serialize>(stream: &mut UnixStream, message: &M) -> Result<(), ControlError> {

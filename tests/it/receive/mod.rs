@@ -10,7 +10,7 @@ mod sessions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -101,6 +101,28 @@ impl Verbs {
             }
             ["cat"] => {
                 tokio::io::copy_buf(&mut session.stdin, &mut session.stdout).await.unwrap();
+                0
+            }
+            ["count"] => {
+                let mut bytes = 0;
+                let mut buffer = vec![0; 1 << 16];
+                loop {
+                    let read = session.stdin.read(&mut buffer).await.unwrap();
+                    if read == 0 {
+                        break;
+                    }
+                    bytes = continues(bytes, &buffer[..read]);
+                }
+                session.stdout.write_all(bytes.to_string().as_bytes()).await.unwrap();
+                0
+            }
+            ["pattern", bytes] => {
+                let mut left = bytes.parse().unwrap();
+                while left > 0 {
+                    let part = usize::min(left, PATTERN.len());
+                    session.stdout.write_all(&PATTERN[..part]).await.unwrap();
+                    left -= part;
+                }
                 0
             }
             ["lines", count] => {
@@ -299,6 +321,22 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What is sent and compared: its length is no power of two, so nothing that is lost or doubled fits again.
+static PATTERN: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..65_537_u32).map(|number| (number * 7 % 251) as u8).collect());
+
+/// Compares what follows so many bytes of repeated [`PATTERN`]; returns how many bytes there are now.
+fn continues(mut at: usize, mut part: &[u8]) -> usize {
+    while !part.is_empty() {
+        let expected = &PATTERN[at % PATTERN.len()..];
+        let both = expected.len().min(part.len());
+        assert!(part[..both] == expected[..both], "at {at}");
+        at += both;
+        part = &part[both..];
+    }
+    at
 }
 
 /// Reads a stream of the server's to its end.
