@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::build::user::ImageUser;
+use crate::layers::{PrunePolicy, Pruned};
 use crate::oci::Digest;
 
 /// Names a step's changes between the request that made them and those that read them.
@@ -78,6 +79,11 @@ pub(crate) enum Request {
     },
     /// Everything committed is on the disk when this is answered.
     Settle,
+    /// Remove what the policy does not let stay and nobody uses.
+    Prune {
+        /// The policy.
+        policy: PrunePolicy,
+    },
 }
 
 /// A RUN.
@@ -191,6 +197,8 @@ pub(crate) enum Response {
         /// Of its tar.
         bytes: u64,
     },
+    /// What was removed.
+    Pruned(Pruned),
     /// It could not be done.
     Failed(WorkerFailure),
 }

@@ -173,6 +173,7 @@ impl Body {
                 self.store()?.store.settle()?;
                 Ok(Response::Done)
             }
+            Request::Prune { policy } => Ok(Response::Pruned(self.store()?.store.prune(&policy)?)),
         }
     }
 

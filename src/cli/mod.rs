@@ -11,6 +11,7 @@ use crate::model::AppName;
 
 mod base;
 pub mod build;
+mod cache;
 mod keys;
 mod remote;
 mod render;
@@ -42,6 +43,8 @@ enum Subject {
     Build(Box<build::BuildArguments>),
     /// Make a base image from Debian's packages
     Base(Box<base::BaseArguments>),
+    /// What builds keep on this machine, so that they need not do it again
+    Cache(Box<cache::CacheArguments>),
     #[command(flatten)]
     Verb(Verb),
 }
@@ -61,6 +64,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Subject::Up(arguments) => up::run(*arguments),
         Subject::Build(arguments) => build::run(&arguments),
         Subject::Base(arguments) => base::run(&arguments),
+        Subject::Cache(arguments) => cache::run(&arguments),
         Subject::Verb(verb) => match send(parsed.server, &parsed.remote, &verb, arguments) {
             Ok(code) => code,
             Err(error) => {

@@ -48,6 +48,9 @@ pub struct GivenSettings {
     /// How many processors a build may use, where cgroups are delegated [default: no limit]
     #[arg(long, env = "HEPHY_BUILD_CPUS", value_name = "NUMBER")]
     pub build_cpus: Option<f64>,
+    /// How much disk the layer store may use, beyond what apps and builds need at the time [default: 20GiB]
+    #[arg(long, env = "HEPHY_CACHE_SIZE", value_name = "BYTES")]
+    pub cache_size: Option<Size>,
     /// The largest pack that is received [default: 2GiB]
     #[arg(long, env = "HEPHY_MAX_PACK", value_name = "BYTES")]
     pub max_pack: Option<Size>,
@@ -90,6 +93,8 @@ pub struct Settings {
     pub build_memory_bytes: Option<u64>,
     /// How many processors a build may use.
     pub build_cpus: Option<f64>,
+    /// How much disk the layer store may use, beyond what apps and builds need at the time.
+    pub cache_bytes: u64,
     /// The largest pack that is received.
     pub max_pack_bytes: u64,
     /// How long a new version may take to answer.
@@ -158,6 +163,7 @@ impl GivenSettings {
             build_timeout: seconds(self.build_timeout.or(file.build_timeout), 3600),
             build_memory_bytes: self.build_memory.or(file.build_memory).map(|size| size.0),
             build_cpus: self.build_cpus.or(file.build_cpus),
+            cache_bytes: self.cache_size.or(file.cache_size).map_or(20 * GIB, |size| size.0),
             max_pack_bytes: self.max_pack.or(file.max_pack).map_or(2 * GIB, |size| size.0),
             ready_timeout: seconds(self.ready_timeout.or(file.ready_timeout), 60),
             minimum_ready: seconds(self.minimum_ready.or(file.minimum_ready), 1),

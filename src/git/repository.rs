@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::io::AsyncWriteExt;
@@ -17,6 +18,8 @@ use crate::model::CommitId;
 
 /// More packs than this make reading slow: each push adds one.
 const CROWDED_PACKS: usize = 40;
+/// No build takes longer.
+const GRACE: Duration = Duration::from_hours(24);
 /// Refs below this name the commits that must stay; no client sees them.
 const KEEP: &str = "refs/hephy/keep";
 
@@ -91,15 +94,26 @@ impl Repository {
         replace(&path, shallow_text(shallow).as_bytes())
     }
 
-    /// Makes exactly these commits, and what they need, survive [`Self::collect`]: those of all refs, and those of
-    /// builds that are at work. To be called before each collection.
-    pub fn keep(&self, ids: &[CommitId]) -> Result<(), GitError> {
+    /// Collects a repository that is crowded, down to these commits, those that came lately, and what they need: a
+    /// commit that is being built is named by no ref yet. Returns whether it did.
+    pub async fn tidy(&self, ids: Vec<CommitId>) -> Result<bool, GitError> {
+        let repository = self.clone();
+        let keep = move || Ok(repository.is_crowded()? && repository.keep(&ids, GRACE).map(|()| true)?);
+        let crowded = tokio::task::spawn_blocking(keep).await.map_err(|_| GitError::Stopped)??;
+        Ok(crowded && self.collect().await?)
+    }
+
+    /// Makes these commits, and what they need, survive [`Self::collect`], with those that came within `grace`. To be
+    /// called before each collection.
+    pub fn keep(&self, ids: &[CommitId], grace: Duration) -> Result<(), GitError> {
         let directory = self.path.join(KEEP);
         self.keep_also(ids)?;
         let wanted: BTreeSet<String> = ids.iter().map(ToString::to_string).collect();
         for entry in fs::read_dir(&directory).map_err(GitError::io("read", &directory))? {
             let entry = entry.map_err(GitError::io("read", &directory))?;
-            if !entry.file_name().to_str().is_some_and(|name| wanted.contains(name)) {
+            let came = entry.metadata().and_then(|metadata| metadata.modified());
+            let lately = came.is_ok_and(|came| came.elapsed().is_ok_and(|age| age < grace));
+            if !lately && !entry.file_name().to_str().is_some_and(|name| wanted.contains(name)) {
                 fs::remove_file(entry.path()).map_err(GitError::io("remove", entry.path()))?;
             }
         }
@@ -112,11 +126,9 @@ impl Repository {
         fs::create_dir_all(&directory).map_err(GitError::io("create", &directory))?;
         for id in ids {
             let path = directory.join(id.to_string());
-            // Not synced: what a crash takes of it is written again before the next collection.
+            // Not synced: what a crash takes of it is written again before the next collection. Written also where
+            // it is there: it came now.
             let content = format!("{id}\n");
-            if fs::read(&path).is_ok_and(|found| found == content.as_bytes()) {
-                continue;
-            }
             let mut file = tempfile::NamedTempFile::new_in(&self.path)
                 .map_err(GitError::io("create a file in", &self.path))?;
             file.write_all(content.as_bytes()).map_err(GitError::io("write", &path))?;

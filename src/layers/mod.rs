@@ -36,7 +36,7 @@ pub use place::{Owners, match_root};
 pub use root::{Root, RootError};
 pub use sniff::{Decompressed, Format, Verified, sniff};
 pub use store::{
-    BlobWriter, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged, StoreError, TreeInfo,
+    BlobWriter, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged, StoreError, Stored, TreeInfo,
 };
 pub use tar::{TarError, TarStats, normalize_times, write_tar};
 pub use unpack::{UnpackError, UnpackOptions, Unpacked, unpack_layer};

@@ -14,8 +14,9 @@ use tokio_util::task::TaskTracker;
 use super::people::People;
 use super::ports::{ListenError, listen};
 use super::queue::Queue;
+use super::upkeep::Upkeep;
 use super::{Server, Sessions, Verbs};
-use crate::build::BuildLimits;
+use crate::build::{BuildLimits, layers_directory};
 use crate::config::address::Addresses;
 use crate::config::server::Settings;
 use crate::driver::local::LocalDriver;
@@ -194,7 +195,9 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     let registry_config = registry::ServerConfig::new(data.join("registry"));
     let registry = registry::Server::open(registry_config).await.map_err(UpError::Registry)?;
     let table = RouteTable::new();
-    let stages = Arc::new(stages(&start, &settings, &addresses, object_store.clone(), &registry, &table)?);
+    let ids = IdMap::choose(&settings.data.join("idmap.json")).map_err(UpError::Ids)?;
+    let stages =
+        Arc::new(stages(&start, &settings, &addresses, object_store.clone(), &registry, &table, &ids)?);
     let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
     make_first_admin(&people, start.first_admin.clone(), &tell).await?;
 
@@ -209,7 +212,8 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     };
     // The apps first: a request that comes meanwhile waits for the router, and finds its app.
     adopt_apps(&stages).await?;
-    let services = Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table);
+    let services =
+        Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table, ids);
     let builds = server.pushes.recover().await?;
     let ready = Ready {
         addresses,
@@ -273,9 +277,9 @@ fn stages(
     store: Arc<DirectoryStore>,
     registry: &registry::Server,
     table: &RouteTable,
+    ids: &IdMap,
 ) -> Result<Stages, UpError> {
     let data = &settings.data;
-    let ids = IdMap::choose(&data.join("idmap.json")).map_err(UpError::Ids)?;
     #[expect(clippy::expect_used, reason = "a socket address is a host and a port")]
     let host: Host = addresses.registry().parse().expect("the registry's address is a host");
     // The server's own token outlives any run of it that has not been restarted for a year.
@@ -286,13 +290,13 @@ fn stages(
         plain_http: std::iter::once(host.clone()).collect(),
         ..ClientConfig::default()
     });
-    let layers = data.join("layers");
+    let layers = layers_directory(data);
     let runtime = Processes::new(
         ProcessesConfig {
             executable: start.executable.clone(),
             directory: data.join("runtime"),
             layers: layers.clone(),
-            store: crate::build::open_layer_store(&layers, &ids).map_err(UpError::Layers)?,
+            store: crate::build::open_layer_store(&layers, ids).map_err(UpError::Layers)?,
             ids: ids.clone(),
             limits: None,
             policy: Policy {
@@ -303,7 +307,7 @@ fn stages(
             },
         },
         table.clone(),
-        images(layers.clone(), ids, client.clone(), host.clone()),
+        images(layers.clone(), ids.clone(), client.clone(), host.clone()),
     );
     Ok(Stages {
         store,
@@ -364,6 +368,7 @@ impl Services {
         verbs: Arc<dyn Verbs>,
         registry: registry::Server,
         table: RouteTable,
+        ids: IdMap,
     ) -> Self {
         let services = Self {
             tasks: TaskTracker::new(),
@@ -373,8 +378,14 @@ impl Services {
         };
         let config = RouterConfig::new(server.settings.domain.as_str());
         services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
-        let store = Arc::clone(&server.stages().store);
-        services.tasks.spawn(super::upkeep::keep_small(registry.clone(), store, services.registry.clone()));
+        let upkeep = Upkeep {
+            registry: registry.clone(),
+            stages: server.stages().clone(),
+            layers: layers_directory(&server.settings.data),
+            ids,
+            cache_bytes: server.settings.cache_bytes,
+        };
+        services.tasks.spawn(upkeep.run(services.registry.clone()));
         let stop = services.registry.clone();
         services.tasks.spawn(async move {
             if let Err(error) = registry.serve(listeners.registry, stop).await {

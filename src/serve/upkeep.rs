@@ -1,13 +1,20 @@
-//! What is done now and then: content of the registry that no release needs is removed.
+//! What is done now and then: what no release and no build needs is removed from the registry, the repositories and the
+//! layer store.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::build;
+use crate::git::{GitError, Repository};
+use crate::layers::PrunePolicy;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{Build, BuildState, Release, ReleaseState};
+use crate::model::{App, Build, BuildState, CommitId, Release, ReleaseState};
+use crate::push::Stages;
 use crate::registry::server::{Keep, Server};
+use crate::sandbox::IdMap;
 
 /// How often. The first time is this long after the start, so that a server that is restarted often does it too.
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -15,29 +22,94 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 /// Longer than any push takes.
 const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// How long an app's build cache is kept without use.
+/// How long an app's build cache, and a layer, is kept without use.
 const CACHE_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// Keeps the registry small until `stop`.
-pub(super) async fn keep_small(registry: Server, store: Arc<dyn Store>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+/// Of so many builds of an app, from the last one back, the source is kept, whatever the refs say: they can be looked at
+/// and deployed again.
+const KEPT_BUILDS: u64 = 20;
+
+/// What is kept small.
+pub(super) struct Upkeep {
+    pub(super) registry: Server,
+    pub(super) stages: Arc<Stages>,
+    pub(super) layers: PathBuf,
+    pub(super) ids: IdMap,
+    /// What the layer store may have.
+    pub(super) cache_bytes: u64,
+}
+
+impl Upkeep {
+    /// Goes on until `stop`.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.once() => {}
+            }
         }
-        let keep = match keep(&*store).await {
-            Ok(keep) => keep,
+    }
+
+    /// Does it. One part that fails does not keep the others from being done.
+    async fn once(&self) {
+        match keep(&*self.stages.store).await {
+            Ok(keep) => match self.registry.collect_garbage(&keep).await {
+                Ok(collected) => tracing::info!(?collected, "the registry is cleaned"),
+                Err(error) => tracing::error!(%error, "the registry cannot be cleaned"),
+            },
             // Without knowing all releases nothing may be removed.
             Err(error) => {
                 tracing::error!(%error, "the registry is not cleaned: the releases cannot be read");
-                continue;
             }
-        };
-        match registry.collect_garbage(&keep).await {
-            Ok(collected) => tracing::info!(?collected, "the registry is cleaned"),
-            Err(error) => tracing::error!(%error, "the registry cannot be cleaned"),
+        }
+        if let Err(error) = self.tidy_repositories().await {
+            tracing::error!(%error, "the repositories are not tidied: the apps cannot be read");
+        }
+        let policy = PrunePolicy { max_bytes: Some(self.cache_bytes), max_age: Some(CACHE_AGE) };
+        match build::prune(&self.layers, &self.ids, policy).await {
+            Ok(pruned) => tracing::info!(?pruned, "the layer store is pruned"),
+            Err(failure) => tracing::error!(?failure, "the layer store cannot be pruned"),
         }
     }
+
+    async fn tidy_repositories(&self) -> Result<(), StoreError> {
+        let store = &*self.stages.store;
+        // The apps first: a build that comes meanwhile keeps its own commit for a day.
+        let apps = store::list::<App>(store, "").await?;
+        let builds = store::list::<Build>(store, "").await?;
+        for app in apps {
+            let ids = commits_to_keep(&app, &builds);
+            match self.tidy(&app, ids).await {
+                Ok(true) => tracing::info!(app = %app.name, "the repository is tidied"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(app = %app.name, %error, "the repository cannot be tidied");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn tidy(&self, app: &App, ids: Vec<CommitId>) -> Result<bool, GitError> {
+        let path = self.stages.repository_path(&app.name);
+        if !path.exists() {
+            return Ok(false);
+        }
+        let opened = tokio::task::spawn_blocking(move || Repository::open_or_create(&path)).await;
+        opened.map_err(|_| GitError::Stopped)??.tidy(ids).await
+    }
+}
+
+/// The commits of an app that must stay: those of its refs, of the builds at work and of the last ones.
+fn commits_to_keep(app: &App, builds: &[Build]) -> Vec<CommitId> {
+    let is_kept = |build: &&Build| {
+        build.app == app.name && (build.outcome.is_none() || build.number.0 + KEPT_BUILDS > app.last_build)
+    };
+    app.refs.values().copied().chain(builds.iter().filter(is_kept).map(|build| build.commit)).collect()
 }
 
 async fn keep(store: &dyn Store) -> Result<Keep, StoreError> {

@@ -33,7 +33,7 @@ use super::node::Owner;
 use crate::oci::Digest;
 
 pub use blobs::BlobWriter;
-pub use prune::{PrunePolicy, Pruned};
+pub use prune::{PrunePolicy, Pruned, Stored};
 pub use trees::{LayerLock, Staged, TreeInfo};
 pub use usage::Lease;
 

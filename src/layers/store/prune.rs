@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
 
 use super::trees::{TreeRecord, record_of, remove_path};
 use super::usage::{files, is_abandoned};
@@ -12,7 +13,7 @@ use super::{FileError, LayerStore, StoreError};
 use crate::layers::error::AtPath as _;
 
 /// What may stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PrunePolicy {
     /// Bytes of trees and blobs together; the longest unused go first.
     pub max_bytes: Option<u64>,
@@ -21,7 +22,7 @@ pub struct PrunePolicy {
 }
 
 /// What was removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Pruned {
     /// Unpacked layers.
     pub trees: u64,
@@ -31,6 +32,19 @@ pub struct Pruned {
     pub records: u64,
     /// Bytes of trees and blobs.
     pub bytes: u64,
+}
+
+/// What there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stored {
+    /// Unpacked layers.
+    pub trees: u64,
+    /// Their bytes, with a block for each entry.
+    pub tree_bytes: u64,
+    /// Compressed layers.
+    pub blobs: u64,
+    /// Their bytes.
+    pub blob_bytes: u64,
 }
 
 /// What is made aside and has no lock yet is not touched so soon.
@@ -44,6 +58,21 @@ struct Item {
 }
 
 impl LayerStore {
+    /// What there is, of this id map.
+    pub fn stored(&self) -> Result<Stored, StoreError> {
+        let mut stored = Stored::default();
+        for (_, record) in self.records()? {
+            let Some(record) = record.filter(|record| self.trusts(record)) else { continue };
+            stored.trees += 1;
+            stored.tree_bytes += bytes_on_disk(&record);
+        }
+        for path in files(&self.path("blobs/sha256"))? {
+            stored.blobs += 1;
+            stored.blob_bytes += path.metadata().map_or(0, |found| found.len());
+        }
+        Ok(stored)
+    }
+
     /// Removes what `policy` does not let stay and nobody uses.
     ///
     /// Inside the user namespace, where trees have mapped owners: outside, an ordinary user cannot remove them.
@@ -86,10 +115,9 @@ impl LayerStore {
         let (mut chosen, mut free, mut total) = (Vec::new(), Vec::new(), 0);
         for (path, record) in self.records()? {
             match record.filter(|record| self.trusts(record)) {
-                Some(TreeRecord { info, .. }) => {
+                Some(record) => {
                     let used = modified(&record_of(&path), now);
-                    // A file takes a block, however small.
-                    let bytes = info.bytes + info.entries * 4096;
+                    let bytes = bytes_on_disk(&record);
                     free.push(Item { path, tree: true, bytes, used });
                 }
                 None => chosen.push(Item { path, tree: true, bytes: 0, used: now }),
@@ -141,6 +169,11 @@ impl LayerStore {
         }
         Ok(())
     }
+}
+
+/// A file takes a block, however small.
+const fn bytes_on_disk(record: &TreeRecord) -> u64 {
+    record.info.bytes + record.info.entries * 4096
 }
 
 fn modified(path: &Path, otherwise: SystemTime) -> SystemTime {

@@ -1,9 +1,10 @@
 //! Who uses which layers: builds hold a lease, which ends with their process; running apps are pinned until they are unpinned.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -18,15 +19,27 @@ use crate::oci::Digest;
 pub struct Lease {
     store: LayerStore,
     file: NamedTempFile,
+    held: Mutex<Held>,
+}
+
+/// What a lease holds already: it is neither looked up nor written again.
+#[derive(Debug, Default)]
+struct Held {
+    digests: BTreeSet<Digest>,
+    trees: BTreeMap<Digest, PathBuf>,
 }
 
 impl Lease {
     /// The tree of `diff_id`, which stays as long as this lease.
     pub fn tree(&self, diff_id: &Digest) -> Result<Option<PathBuf>, StoreError> {
+        if let Some(tree) = self.held().trees.get(diff_id) {
+            return Ok(Some(tree.clone()));
+        }
         let _shared = self.store.lock(FlockOperation::LockShared)?;
         let tree = self.store.tree(diff_id)?;
-        if tree.is_some() {
+        if let Some(tree) = &tree {
             self.note(diff_id)?;
+            self.held().trees.insert(*diff_id, tree.clone());
         }
         Ok(tree)
     }
@@ -38,8 +51,17 @@ impl Lease {
     }
 
     fn note(&self, digest: &Digest) -> Result<(), FileError> {
+        if self.held().digests.contains(digest) {
+            return Ok(());
+        }
         let line = format!("{}\n", digest.hex());
-        self.file.as_file().write_all(line.as_bytes()).at("write", self.file.path())
+        self.file.as_file().write_all(line.as_bytes()).at("write", self.file.path())?;
+        self.held().digests.insert(*digest);
+        Ok(())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -53,7 +75,7 @@ impl LayerStore {
         rustix::fs::fchmod(file.as_file(), rustix::fs::Mode::from_raw_mode(0o644))
             .at("create", file.path())?;
         rustix::fs::flock(file.as_file(), FlockOperation::LockExclusive).at("lock", file.path())?;
-        Ok(Lease { store: self.clone(), file })
+        Ok(Lease { store: self.clone(), file, held: Mutex::default() })
     }
 
     /// Keeps `layers` for `name`, whatever happens to this process, in place of what was kept for it.

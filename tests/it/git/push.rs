@@ -1,5 +1,7 @@
 //! Pushes of every shape.
 
+use std::time::Duration;
+
 use hephy::git::{Limits, ReceiveError, Repository, Verdict};
 
 use super::server::{Client, Server};
@@ -123,7 +125,10 @@ async fn what_no_ref_keeps_is_collected_and_what_one_keeps_is_not() {
 
     let repository = Repository::open_or_create(server.repository.path()).unwrap();
     assert!(!repository.is_crowded().unwrap());
-    repository.keep(&[first]).unwrap();
+    repository.keep(&[first], Duration::from_mins(1)).unwrap();
+    assert!(repository.collect().await.unwrap());
+    assert!(repository.contains(other).unwrap(), "it came lately");
+    repository.keep(&[first], Duration::ZERO).unwrap();
     assert!(repository.collect().await.unwrap());
     assert!(repository.contains(first).unwrap());
     assert!(!repository.contains(other).unwrap());
@@ -156,4 +161,21 @@ async fn another_client_than_git_pushes() {
     };
     tokio::task::spawn_blocking(push).await.unwrap();
     assert_eq!(server.branch("main"), Some(commit));
+}
+
+#[tokio::test]
+async fn a_repository_with_many_packs_is_tidied() {
+    let server = Server::start().await;
+    let client = Client::new(&server);
+    for n in 0..41 {
+        assert!(!server.repository.tidy(Vec::new()).await.unwrap());
+        client.commit("a", format!("{n}"));
+        client.git_async(&["push", "-q", "deis", "main"]).await;
+    }
+    assert!(server.repository.is_crowded().unwrap());
+    let ids = server.seen.lock().unwrap().refs.values().copied().collect();
+    assert!(server.repository.tidy(ids).await.unwrap());
+    assert!(!server.repository.is_crowded().unwrap());
+    server.fsck();
+    assert_eq!(Client::clone_from(&server.url, &[]).await.id("HEAD"), client.id("HEAD"));
 }
