@@ -71,8 +71,23 @@ pub(crate) enum WorkerError {
 impl WorkerError {
     /// Whether the pusher can fix it.
     fn is_app(&self) -> bool {
-        matches!(self, Self::Copy(_) | Self::User(_) | Self::Mode(_) | Self::Ignore(_))
+        matches!(self, Self::Copy(_) | Self::User(_) | Self::Mode(_) | Self::Ignore(_)) && !is_disk_full(self)
     }
+}
+
+/// Whether an error is that there is no room, which is nobody's who wrote a Dockerfile.
+fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && matches!(error.kind(), StorageFull | QuotaExceeded)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Serves the engine until it closes the channel.

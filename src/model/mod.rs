@@ -6,6 +6,7 @@
 
 mod app;
 mod build;
+mod chain;
 mod config;
 mod event;
 mod key;
@@ -20,6 +21,7 @@ mod user;
 
 pub use app::{App, Claim, Holder};
 pub use build::{Build, BuildState, Cancel, CancelReason, Fault, Outcome, PushOptions, RefMove};
+pub use chain::Chain;
 pub use config::{Config, EnvName, EnvNameError};
 pub use event::{LogLine, PushEvent};
 pub use key::{Fingerprint, FingerprintError, KeyError, PublicKey};

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::log::LogWriter;
 use super::{Ended, Failure, Stages, tell};
 use crate::build::{BuildEvent, BuildFailure, BuildLimits, BuildRequest, CacheUse, Compression, NetworkMode};
-use crate::model::{Build, Method, Plan, PlatformImage, PushEvent};
+use crate::model::{Build, Chain, Method, Plan, PlatformImage, PushEvent};
 use crate::oci::{Host, Platform, Reference};
 
 /// How long what a build may write with is good for, beyond the build's own limit.
@@ -44,7 +44,7 @@ pub(super) async fn build(
     };
     let (built, ()) = future::join(built, forward).await;
     if let Err(error) = tokio::fs::remove_dir_all(&context).await {
-        tracing::warn!(%error, "the context of a finished build cannot be removed");
+        tracing::warn!(error = %Chain(&error), "the context of a finished build cannot be removed");
     }
     first_cause(plan, built)
 }
@@ -77,9 +77,13 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
                 _ => {}
             }
         }
-        crate::git::Repository::open_or_create(&path)
-            .and_then(|repository| repository.commit(commit)?.export(&aside))
-            .map_err(|error| Failure::platform("write out the pushed files", &error))?;
+        let exported = crate::git::Repository::open_or_create(&path)
+            .and_then(|repository| repository.commit(commit)?.export(&aside));
+        if let Err(error) = exported {
+            // A full disk is less full then; what cannot be removed is by the next build of this number.
+            drop(std::fs::remove_dir_all(&aside));
+            return Err(Failure::platform("write out the pushed files", &error));
+        }
         std::fs::rename(&aside, &context)
             .map_err(|error| Failure::platform("write out the pushed files", &error))
     });

@@ -57,13 +57,18 @@ impl Failure {
     }
 
     fn of_step(platform: &Platform, fault: Fault, step: StepFailure) -> Self {
-        let reason = match &step.at {
-            Some(at) => format!("build failed: {at} on {platform}"),
-            None => format!("build failed on {platform}: {}", step.heading),
+        let reason = match (fault, &step.at) {
+            (Fault::App, Some(at)) => format!("build failed: {at} on {platform}"),
+            (Fault::App, None) => format!("build failed on {platform}: {}", step.heading),
+            (Fault::Platform, Some(at)) => format!("hephy could not build {at} on {platform}"),
+            (Fault::Platform, None) => format!("hephy could not build on {platform}: {}", step.heading),
         };
         let mut details = vec![step.heading];
         details.extend(step.cause);
         details.dedup();
+        if fault == Fault::Platform {
+            tracing::error!(reason, error = details.join(": "), "a build failed, and not by its Dockerfile");
+        }
         details.extend(step.hint);
         Self { fault, reason, details }
     }

@@ -15,7 +15,7 @@ use crate::build::{BuildLimits, Driver};
 use crate::config::address::Addresses;
 use crate::model::store::{self, Store};
 use crate::model::{
-    App, AppName, Build, BuildState, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
+    App, AppName, Build, BuildState, Chain, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
     ReleaseNumber, Source,
 };
 use crate::publish::Publisher;
@@ -29,6 +29,7 @@ mod failure;
 pub mod log;
 mod rolling;
 mod running;
+mod unwritten;
 
 pub use failure::{Ended, Failure};
 pub use rolling::{current_version, version};
@@ -260,7 +261,7 @@ pub async fn current_release(stages: &Stages, app: &AppName) -> Result<Option<Re
 /// Writes an event to the log. A log that cannot be written stops no push; the operator is told.
 pub(crate) async fn tell(log: &mut LogWriter, event: PushEvent) {
     if let Err(error) = log.write(event).await {
-        tracing::error!(%error, "a build's log cannot be written");
+        tracing::error!(error = %Chain(&error), "a build's log cannot be written");
     }
 }
 

@@ -9,7 +9,8 @@ use super::log::LogWriter;
 use super::{Ended, Failure, Stages, tell};
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{
-    App, AppName, Build, Fault, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber, ReleaseState,
+    App, AppName, Build, Chain, Fault, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber,
+    ReleaseState,
 };
 use crate::rollout::{RuntimeError, Version, rollout};
 
@@ -97,7 +98,7 @@ pub(super) async fn roll(
         Ok(()) => {}
         Err(failure) => {
             if let Err(error) = rollout.undo().await {
-                tracing::error!(app = %release.app, %error, "the previous release cannot be restored");
+                tracing::error!(app = %release.app, error = %Chain(&error), "the previous release cannot be restored");
             }
             fail(stages, release, &failure).await?;
             return Err(failure.into());
@@ -107,7 +108,7 @@ pub(super) async fn roll(
     crate::release::conclude(&*stages.store, &release.app, release.number, live).await?;
     if let Err(error) = rollout.finish().await {
         // The new version serves: what is left of the old one is stopped at the next start.
-        tracing::error!(app = %release.app, %error, "the previous release cannot be stopped");
+        tracing::error!(app = %release.app, error = %Chain(&error), "the previous release cannot be stopped");
     }
     suggest_scale(stages, release, &app, &lines);
     Ok(())

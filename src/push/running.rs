@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::log::LogWriter;
+use super::unwritten::Unwritten;
 use super::{Ended, Stages, advance, claim, tell};
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Build, BuildNumber, BuildState, CancelReason, Claim, Fault, Kind, Outcome, PushEvent,
-    ReleaseState,
+    App, AppName, Build, BuildNumber, BuildState, CancelReason, Chain, Claim, Fault, Kind, Outcome,
+    PushEvent, ReleaseState,
 };
 
 /// The builds that this process drives.
@@ -27,6 +28,7 @@ pub struct Pushes {
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
     running: Arc<Mutex<HashMap<(AppName, BuildNumber), Running>>>,
+    unwritten: Unwritten,
 }
 
 #[derive(Debug, Clone)]
@@ -51,6 +53,7 @@ impl Pushes {
             permits: Arc::new(Semaphore::new(at_once)),
             tasks: TaskTracker::new(),
             running: Arc::default(),
+            unwritten: Unwritten::default(),
         }
     }
 
@@ -136,9 +139,18 @@ impl Pushes {
         drop(guard);
         watching.abort();
         let outcome = self.outcome(&build, ended, started, &mut log).await;
-        if let Err(error) = conclude(stages, &build, outcome).await {
-            tracing::error!(app = %build.app, build = %build.number, %error, "the end of a build cannot be written");
-        }
+        self.unwritten.conclude(stages, build, outcome).await;
+    }
+
+    /// How a build ended, where that cannot be read yet because it cannot be written.
+    #[must_use]
+    pub fn unwritten(&self, app: &AppName, build: BuildNumber) -> Option<Outcome> {
+        self.unwritten.outcome(app, build)
+    }
+
+    /// Writes what could not be written before, so that no app is busy with a build that has ended.
+    pub async fn settle(&self) {
+        self.unwritten.settle(&self.stages).await;
     }
 
     async fn permit(
@@ -234,7 +246,7 @@ impl Pushes {
                 1
             }
             Err(error) => {
-                tracing::error!(%app, build = %number, %error, "a build cannot go on: its log cannot be written");
+                tracing::error!(%app, build = %number, error = %Chain(&error), "a build cannot go on: its log cannot be written");
                 0
             }
         }
@@ -256,7 +268,7 @@ async fn watch_for_cancel(stages: Arc<Stages>, build: Build, cancel: Cancellatio
         let read = match store::require::<Build>(&*stages.store, &name).await {
             Ok(read) => read,
             Err(error) => {
-                tracing::error!(%error, "a build can no longer be watched");
+                tracing::error!(error = %Chain(&error), "a build can no longer be watched");
                 return;
             }
         };
@@ -284,7 +296,7 @@ async fn serving(stages: &Stages, app: &AppName) -> String {
 }
 
 /// Writes the outcome, then frees the app: a crash between the two is mended by [`Pushes::recover`].
-async fn conclude(stages: &Stages, build: &Build, outcome: Outcome) -> Result<(), StoreError> {
+pub(super) async fn conclude(stages: &Stages, build: &Build, outcome: Outcome) -> Result<(), StoreError> {
     let name = Build::object_name(&build.app, build.number);
     let written = store::modify(&*stages.store, &name, |build: &mut Build| {
         build.outcome.get_or_insert_with(|| outcome.clone());

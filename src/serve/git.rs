@@ -16,8 +16,8 @@ use crate::git::{
 };
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Build, Cancel, CancelReason, Claim, CommitId, Holder, ObjectName, Outcome, PushEvent,
-    PushOptions, RefMove, RefName,
+    App, AppName, Build, Cancel, CancelReason, Chain, Claim, CommitId, Holder, ObjectName, Outcome,
+    PushEvent, PushOptions, RefMove, RefName,
 };
 use crate::push::claim::{self, BuildOrder, ClaimError};
 use crate::receive::{Gone, Output, Session};
@@ -30,7 +30,7 @@ const RESERVED: [&str; 4] = ["mirror", "hephy", "cache", "operator"];
 
 /// Serves `git fetch` and `git clone`. The exit status.
 pub(super) async fn upload(server: &Server, session: Session, name: &AppName) -> u8 {
-    let Session { user, mut stdout, stdin, environment, .. } = session;
+    let Session { user, mut stdout, mut stderr, stdin, environment, .. } = session;
     let refused = match permitted(server, &user, name).await {
         Ok(Permitted::Existing(app)) => {
             let path = server.stages().repository_path(name);
@@ -49,7 +49,14 @@ pub(super) async fn upload(server: &Server, session: Session, name: &AppName) ->
             return match git::upload_pack(&repository, shown, stdin, &mut stdout).await {
                 Ok(()) => 0,
                 Err(error) => {
-                    tracing::warn!(app = %name, error = %error, "a fetch failed");
+                    // The protocol may be anywhere: what ssh shows beside it is the only safe place.
+                    let text: String = platform_lines("serve the repository", &error)
+                        .iter()
+                        .map(|line| format!(" !     {line}\n"))
+                        .collect();
+                    if stderr.write_all(text.as_bytes()).await.is_err() {
+                        tracing::debug!("the client of a fetch was gone before it was told");
+                    }
                     1
                 }
             };
@@ -71,6 +78,7 @@ pub(super) async fn upload(server: &Server, session: Session, name: &AppName) ->
 /// Serves `git push`. The exit status.
 pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -> u8 {
     let Session { user, mut stdout, mut stderr, mut stdin, closed, .. } = session;
+    server.pushes().settle().await;
     if server.is_stopping() {
         return refuse(&mut stdout, &["hephy is stopping: push again in a moment.".to_owned()]).await;
     }
@@ -104,7 +112,7 @@ pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -
         Ok(Received::Nothing(_)) => nothing(server, app.as_deref(), &mut stderr).await,
         Ok(Received::Refused) => 1,
         Err(error) => {
-            tracing::info!(app = %name, user = %user, error = %error, "a push was not received");
+            tracing::info!(app = %name, user = %user, error = %Chain(&error), "a push was not received");
             1
         }
     }
@@ -171,14 +179,17 @@ pub(crate) fn deploy_branch(
 /// Says something to git before anything else is said: it shows `fatal: remote error: …`.
 async fn refuse(stdout: &mut Output, lines: &[String]) -> u8 {
     if let Err(error) = git::refuse(stdout, &lines.join("\n")).await {
-        tracing::debug!(%error, "a refusal was not read");
+        tracing::debug!(error = %Chain(&error), "a refusal was not read");
     }
     1
 }
 
 fn platform_lines(doing: &str, error: &dyn std::error::Error) -> Vec<String> {
-    tracing::error!(doing, error = %error, "a git command failed");
-    vec![format!("hephy could not {doing}: {error}. Try again; the operator's log has more.")]
+    let error = Chain(error);
+    tracing::error!(doing, %error, "a git command failed");
+    vec![format!(
+        "hephy could not {doing}: {error}. Try again; if it lasts, ask whoever operates this server."
+    )]
 }
 
 /// What a push with nothing to send is told.
@@ -559,7 +570,7 @@ impl Decision<'_> {
                 let asked =
                     claim::cancel(&*self.server.stages().store, &build.app, build.number, cancel).await;
                 if let Err(error) = asked {
-                    tracing::error!(app = %build.app, build = %build.number, %error, "a build cannot be cancelled");
+                    tracing::error!(app = %build.app, build = %build.number, error = %Chain(&error), "a build cannot be cancelled");
                 }
                 Verdict::Refused("the pusher closed the connection".to_owned())
             }
@@ -588,7 +599,8 @@ impl Decision<'_> {
 
     /// A failure that is not the pusher's, in one line; the operator's log has the rest.
     fn failed(&self, doing: &str, error: &dyn std::error::Error) -> String {
-        tracing::error!(app = %self.name, doing, error = %error, "a push failed");
+        let error = Chain(error);
+        tracing::error!(app = %self.name, doing, %error, "a push failed");
         format!("hephy could not {doing}: {error}")
     }
 }
@@ -639,6 +651,6 @@ async fn say(reporter: &mut Reporter<Output>, event: &PushEvent) {
     let mut text = event.render().join("\n");
     text.push('\n');
     if let Err(error) = reporter.progress(&text).await {
-        tracing::debug!(%error, "a line did not reach the pusher");
+        tracing::debug!(error = %Chain(&error), "a line did not reach the pusher");
     }
 }

@@ -138,7 +138,8 @@ impl Server {
     pub async fn outcome(&self, build: &Build) -> Result<Option<Outcome>, StoreError> {
         let name = Build::object_name(&build.app, build.number);
         let read = store::load::<Build>(self.store(), &name).await?;
-        Ok(read.and_then(|build| build.object.outcome))
+        let written = read.and_then(|build| build.object.outcome);
+        Ok(written.or_else(|| self.pushes.unwritten(&build.app, build.number)))
     }
 
     /// Makes an app without a push, owned by `person`; `None` where the name is the server's own.

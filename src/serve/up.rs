@@ -21,7 +21,7 @@ use crate::config::address::Addresses;
 use crate::config::server::Settings;
 use crate::driver::local::LocalDriver;
 use crate::model::store::{self, StoreError};
-use crate::model::{App, Fingerprint, PublicKey, UserName};
+use crate::model::{App, Chain, Fingerprint, PublicKey, UserName};
 use crate::oci::{Host, Platform, Reference};
 use crate::publish::Publisher;
 use crate::push::log::Logs;
@@ -182,7 +182,7 @@ impl Listeners {
 pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(), UpError> {
     let mut signals = Signals::new().map_err(UpError::Signals)?;
     if let Err(error) = crate::sandbox::cgroup::Delegation::adopt_self() {
-        tracing::debug!(%error, "builds are not limited in memory and processors");
+        tracing::debug!(error = %Chain(&error), "builds are not limited in memory and processors");
     }
     let data = start.settings.data.clone();
     make_directory(&data)?;
@@ -335,7 +335,7 @@ async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
     let lacking = match stages.runtime.adopt(&versions).await {
         Ok(lacking) => lacking,
         Err(error) => {
-            tracing::error!(%error, "the apps cannot be taken over");
+            tracing::error!(error = %Chain(&error), "the apps cannot be taken over");
             return Ok(());
         }
     };
@@ -345,7 +345,7 @@ async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
         tokio::spawn(async move {
             let (events, _) = tokio::sync::mpsc::unbounded_channel();
             if let Err(error) = stages.runtime.scale(&version, &events).await {
-                tracing::error!(app = %version.release.app, %error, "an app cannot be started");
+                tracing::error!(app = %version.release.app, error = %Chain(&error), "an app cannot be started");
             }
         });
     }
@@ -389,7 +389,7 @@ impl Services {
         let stop = services.registry.clone();
         services.tasks.spawn(async move {
             if let Err(error) = registry.serve(listeners.registry, stop).await {
-                tracing::error!(%error, "the registry ended");
+                tracing::error!(error = %Chain(&error), "the registry ended");
             }
         });
         let handler = Arc::new(Sessions { server: server.clone(), verbs });

@@ -11,7 +11,7 @@ use crate::build;
 use crate::git::{GitError, Repository};
 use crate::layers::PrunePolicy;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{App, Build, BuildState, CommitId, Release, ReleaseState};
+use crate::model::{App, Build, BuildState, Chain, CommitId, Release, ReleaseState};
 use crate::push::Stages;
 use crate::registry::server::{Keep, Server};
 use crate::sandbox::IdMap;
@@ -59,15 +59,15 @@ impl Upkeep {
         match keep(&*self.stages.store).await {
             Ok(keep) => match self.registry.collect_garbage(&keep).await {
                 Ok(collected) => tracing::info!(?collected, "the registry is cleaned"),
-                Err(error) => tracing::error!(%error, "the registry cannot be cleaned"),
+                Err(error) => tracing::error!(error = %Chain(&error), "the registry cannot be cleaned"),
             },
             // Without knowing all releases nothing may be removed.
             Err(error) => {
-                tracing::error!(%error, "the registry is not cleaned: the releases cannot be read");
+                tracing::error!(error = %Chain(&error), "the registry is not cleaned: the releases cannot be read");
             }
         }
         if let Err(error) = self.tidy_repositories().await {
-            tracing::error!(%error, "the repositories are not tidied: the apps cannot be read");
+            tracing::error!(error = %Chain(&error), "the repositories are not tidied: the apps cannot be read");
         }
         let policy = PrunePolicy { max_bytes: Some(self.cache_bytes), max_age: Some(CACHE_AGE) };
         match build::prune(&self.layers, &self.ids, policy).await {
@@ -87,7 +87,7 @@ impl Upkeep {
                 Ok(true) => tracing::info!(app = %app.name, "the repository is tidied"),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::error!(app = %app.name, %error, "the repository cannot be tidied");
+                    tracing::error!(app = %app.name, error = %Chain(&error), "the repository cannot be tidied");
                 }
             }
         }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::ordinary_user::executable;
+
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -80,6 +82,13 @@ impl Machine {
 
     /// Starts hephy with more flags.
     pub(crate) fn with_flags(flags: &[&str]) -> Self {
+        let machine = Self::prepared(flags);
+        machine.up();
+        machine
+    }
+
+    /// A machine on which hephy is yet to be started.
+    pub(crate) fn prepared(flags: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-it-").tempdir().unwrap();
         // As below a home directory: nobody else walks through.
         fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
@@ -87,9 +96,7 @@ impl Machine {
         fs::create_dir_all(&ssh).unwrap();
         make_key(&ssh.join("id_ed25519"), "admin@test");
         let flags = flags.iter().map(ToString::to_string).collect();
-        let machine = Self { directory, server: Mutex::new(None), flags };
-        machine.up();
-        machine
+        Self { directory, server: Mutex::new(None), flags }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -105,7 +112,7 @@ impl Machine {
         let operator = self.data().join("operator.json");
         let address =
             |name: &str| if operator.exists() { self.address(name) } else { "127.0.0.1:0".to_owned() };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hephy"));
+        let mut command = Command::new(executable());
         command.args([
             "up",
             "--ssh",
@@ -229,7 +236,7 @@ impl Machine {
 
     /// A command of the program, as on this machine's command line.
     pub(crate) fn hephy(&self, words: &[&str]) -> Ran {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hephy"));
+        let mut command = Command::new(executable());
         command.args(words).env("HEPHY_DATA", self.data()).env("HOME", self.path().join("home"));
         Ran::of(command.current_dir(self.path()).stdin(Stdio::null()).output().unwrap())
     }

@@ -13,6 +13,7 @@ mod publish;
 mod registry;
 mod examples;
 mod machine;
+mod ordinary_user;
 mod push;
 mod store_conformance;
 mod router;

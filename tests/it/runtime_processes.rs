@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,7 +117,7 @@ async fn server(data: &Path) -> (Arc<dyn Runtime>, std::net::SocketAddr, Option<
         directory: data.join("runtime"),
         store: LayerStore::open(&layers, "test", Some(Owner { uid, gid })).unwrap(),
         layers,
-        executable: PathBuf::from(env!("CARGO_BIN_EXE_hephy")),
+        executable: crate::ordinary_user::executable(),
         ids,
         limits: None,
         policy,

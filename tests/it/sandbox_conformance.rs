@@ -39,7 +39,7 @@ fn nothing_gets_out_of_the_userns_sandbox() {
 /// Root is not the only caller: the same suite by a user who has nothing but subordinate ids.
 #[test]
 fn an_ordinary_user_has_the_same_sandbox() {
-    bench::as_ordinary_user(&[
+    crate::ordinary_user::run_tests(&[
         "sandbox_conformance::the_userns_sandbox_conforms",
         "sandbox_conformance::nothing_gets_out_of_the_userns_sandbox",
         "sandbox_conformance::app::an_app_is_held_reached_and_stopped",

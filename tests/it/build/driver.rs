@@ -1,7 +1,4 @@
 //! The local driver passes the suite that every driver passes.
-
-use std::path::PathBuf;
-
 use hephy::driver::local::LocalDriver;
 
 use super::Place;
@@ -15,7 +12,7 @@ impl Bench for Local {
     type Driver = LocalDriver;
 
     fn driver(&self) -> LocalDriver {
-        LocalDriver::new(PathBuf::from(env!("CARGO_BIN_EXE_hephy")), self.place.path("data"))
+        LocalDriver::new(crate::ordinary_user::executable(), self.place.path("data"))
     }
 
     fn place(&self) -> &Place {

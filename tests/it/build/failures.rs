@@ -105,7 +105,7 @@ fn a_build_that_takes_too_long_is_ended() {
 fn plain_progress_reads_as_lines_on_standard_error() {
     let place = Place::new();
     place.file("Dockerfile", "FROM busybox:1\nRUN echo hi\n");
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hephy"));
+    let mut command = std::process::Command::new(crate::ordinary_user::executable());
     command
         .args(["build", "--no-push", "--context"])
         .arg(place.path("context"))

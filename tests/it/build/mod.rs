@@ -1,6 +1,7 @@
 //! Whole builds by the engine's own program, from a busybox made here: no network, no registry of others.
 
 pub(crate) mod base;
+mod cache;
 mod contexts;
 mod driver;
 mod failures;
@@ -64,7 +65,7 @@ impl Place {
         self.file("Dockerfile", dockerfile);
         let build = self.path("build");
         drop(fs::remove_dir_all(&build));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hephy"));
+        let mut command = Command::new(crate::ordinary_user::executable());
         command.arg("build").arg("--context").arg(self.path("context"));
         command.arg("--data").arg(self.path("data")).arg("--build-directory").arg(build);
         command.arg("--mirror").arg(mirror);

@@ -97,3 +97,15 @@ fn a_submodule_is_refused_by_name() {
     app.git(&["commit", "-q", "-m", "add a submodule"]).succeeded();
     app.push().failed_with(&["vendor/lib", "submodule"]);
 }
+
+/// Root is not the only one who starts hephy.
+#[test]
+fn an_ordinary_user_is_pushed_to_as_well() {
+    crate::ordinary_user::run_tests(&[
+        "push::deploys::a_first_push_is_built_released_and_answers",
+        "push::deploys::a_failing_build_rejects_the_ref_and_the_same_commit_can_be_pushed_again",
+        "push::interrupted::control_c_in_git_cancels_within_two_seconds_and_frees_the_app",
+        "push::interrupted::a_server_killed_at_any_stage_leaves_a_state_from_which_the_next_push_works",
+        "build::cache::what_builds_left_is_shown_and_pruned_and_the_next_build_makes_it_again",
+    ]);
+}

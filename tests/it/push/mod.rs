@@ -1,6 +1,7 @@
 //! The whole way of a push, with real git and ssh, into real namespaces, and over HTTP to the app.
 
 mod deploys;
+mod full_disk;
 mod interrupted;
 mod keys;
 mod refs;

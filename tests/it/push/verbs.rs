@@ -30,7 +30,7 @@ fn the_command_line_finds_server_and_app_from_the_git_remote() {
     let web = machine.web("remote", "page");
     web.push().succeeded();
     let here = |words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hephy"));
+        let mut command = Command::new(crate::ordinary_user::executable());
         let path = format!("{}:{}", wrapper(&machine).display(), std::env::var("PATH").unwrap());
         command.args(words).current_dir(&web.path).env("PATH", path).env("HOME", machine.path().join("home"));
         let output = command.output().unwrap();

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use hephy::sandbox::steps::{Answer, BODY, Request};
@@ -15,7 +14,7 @@ use hephy::sandbox::{
 };
 use tempfile::TempDir;
 
-const EXECUTABLE: &str = env!("CARGO_BIN_EXE_hephy");
+pub(super) use crate::ordinary_user::executable;
 
 /// A place to try a sandbox in.
 pub(super) struct Bench {
@@ -135,7 +134,9 @@ pub(super) fn give_to_sandbox(directory: &Path, tree: &Path) {
     if nix::unistd::Uid::effective().is_root() {
         let (uid, gid) = ids(directory).host_root();
         let owner = format!("{uid}:{gid}");
-        assert!(Command::new("chown").args(["-Rh", &owner]).arg(tree).status().unwrap().success());
+        assert!(
+            std::process::Command::new("chown").args(["-Rh", &owner]).arg(tree).status().unwrap().success()
+        );
     }
 }
 
@@ -147,51 +148,4 @@ pub(super) fn readable_directory() -> TempDir {
 
 pub(super) fn ids(directory: &Path) -> IdMap {
     IdMap::choose(&directory.join("idmap.json")).unwrap()
-}
-
-/// Runs tests of this binary again as a user made for it. Only root can; the user's own run is the test itself.
-pub(super) fn as_ordinary_user(tests: &[&str]) {
-    const USER: &str = "hephy-test";
-    if !nix::unistd::Uid::effective().is_root() {
-        return;
-    }
-    let exists = Command::new("id").arg(USER).output().unwrap().status.success();
-    if !exists {
-        let made =
-            Command::new("useradd").args(["--create-home", "--shell", "/bin/sh", USER]).status().unwrap();
-        assert!(made.success());
-    }
-    assert!(fs::read_to_string("/etc/subuid").unwrap().contains(USER), "useradd gives subordinate ids");
-    // As udev has it everywhere else.
-    fs::set_permissions("/dev/net/tun", fs::Permissions::from_mode(0o666)).unwrap();
-    let directory = readable_directory();
-    // The build directory may not be theirs to enter.
-    let copy = |from: &Path, name: &str| {
-        let to = directory.path().join(name);
-        fs::copy(from, &to).unwrap();
-        to
-    };
-    let tests_binary = copy(&std::env::current_exe().unwrap(), "tests");
-    let executable = copy(Path::new(EXECUTABLE), "hephy");
-    let output = Command::new("setpriv")
-        .args(["--reuid", USER, "--regid", USER, "--init-groups", "--reset-env", "--"])
-        .arg("env")
-        .arg(format!("{}={}", OTHER_EXECUTABLE, executable.display()))
-        .arg(tests_binary)
-        .args(["--exact", "--test-threads=1"])
-        .args(tests)
-        .current_dir("/")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}{errors}");
-    assert!(text.contains(&format!("{} passed", tests.len())), "{text}{errors}");
-}
-
-/// Names the binary that an ordinary user can execute.
-pub(super) const OTHER_EXECUTABLE: &str = "HEPHY_TEST_EXECUTABLE";
-
-pub(super) fn executable() -> PathBuf {
-    std::env::var_os(OTHER_EXECUTABLE).map_or_else(|| EXECUTABLE.into(), PathBuf::from)
 }
