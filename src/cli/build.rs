@@ -18,7 +18,7 @@ use crate::build::{
     layers_directory, with_default_tag,
 };
 use crate::oci::{Host, Platform, Reference};
-use crate::registry::client::{Client, ClientConfig, Credentials};
+use crate::registry::client::{Client, ClientConfig, Credentials, Reach};
 use crate::sandbox::IdMap;
 
 /// The largest Docker configuration that is read.
@@ -303,8 +303,9 @@ fn client(arguments: &BuildArguments) -> Result<Client, String> {
         Credentials::from_environment()
     };
     let credentials = credentials.map_err(|error| crate::build::chain(&error).join(": "))?;
-    let plain_http = arguments.insecure_registry.iter().cloned().collect();
-    Ok(Client::new(ClientConfig { credentials, plain_http, ..ClientConfig::default() }))
+    let mut reach = Reach::default();
+    reach.insecure = arguments.insecure_registry.iter().cloned().collect();
+    Ok(Client::new(ClientConfig { credentials, reach, ..ClientConfig::default() }))
 }
 
 /// The build's own directory, locked while we live.

@@ -28,7 +28,7 @@ use crate::push::log::Logs;
 use crate::push::{Pushes, Stages};
 use crate::receive::keys::KeysError;
 use crate::receive::{self, HostKey, HostKeyError};
-use crate::registry::client::{Client, ClientConfig, Credential, Credentials};
+use crate::registry::client::{Client, ClientConfig, Credential, Credentials, Reach};
 use crate::registry::server as registry;
 use crate::router::{self, RouteTable, RouterConfig};
 use crate::runtime::processes::{Images, LocalImage, Policy, Processes, ProcessesConfig};
@@ -287,7 +287,7 @@ fn stages(
     let credential = Credential::Basic { username: "hephy".to_owned(), password: token };
     let client = Client::new(ClientConfig {
         credentials: Credentials::none().with(&host, credential),
-        plain_http: std::iter::once(host.clone()).collect(),
+        reach: Reach::plain(host.clone()),
         ..ClientConfig::default()
     });
     let layers = layers_directory(data);

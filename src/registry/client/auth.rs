@@ -1,7 +1,5 @@
 //! Tokens: got as the registry's challenge says, kept by realm, service and scopes, renewed when refused.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -10,8 +8,14 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
+use super::answer::{body, status_error};
+use super::call::{Access, Call};
 use super::challenge::Challenge;
-use super::transport::{Access, Call, body, same_origin};
+use super::connections::Protocol;
+use super::credentials::{Found, Identity};
+use super::error::Given;
+use super::host::{HostState, lock};
+use super::transport::{ANSWER_LIMIT, same_origin};
 use super::{Client, ClientError, Credential};
 use crate::model::Secret;
 use crate::oci::{Host, Repository};
@@ -23,17 +27,9 @@ const DEFAULT_LIFE: Duration = Duration::from_mins(1);
 /// A token is renewed this long before it ends.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// What we know of one registry.
-#[derive(Debug, Default)]
-pub(super) struct HostState {
-    challenge: Mutex<Option<Challenge>>,
-    tokens: Mutex<HashMap<TokenKey, Token>>,
-    /// One exchange at a time: parallel transfers wait for the token of the first.
-    exchange: tokio::sync::Mutex<()>,
-}
-
+/// What a token is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct TokenKey {
+pub(super) struct TokenKey {
     realm: String,
     service: Option<String>,
     scopes: Vec<String>,
@@ -42,27 +38,46 @@ struct TokenKey {
 }
 
 #[derive(Debug, Clone)]
-struct Token {
+pub(super) struct Token {
     value: Secret<String>,
     ends: Instant,
 }
 
-/// A header, and which token is in it.
+/// A header, which token is in it, and whose credentials are behind it.
 #[derive(Debug, Clone)]
 pub(super) struct Authorization {
     value: HeaderValue,
     key: Option<TokenKey>,
+    given: Given,
 }
 
 impl Authorization {
     pub(super) const fn value(&self) -> &HeaderValue {
         &self.value
     }
+
+    /// What a registry was given with it.
+    pub(super) fn given(authorization: Option<&Self>) -> Given {
+        authorization.map_or(Given::NotAsked, |authorization| authorization.given.clone())
+    }
+}
+
+impl TokenKey {
+    /// Whether a token for this one is as good as one for `other`.
+    fn covers(&self, other: &Self) -> bool {
+        let same = self.realm == other.realm
+            && self.service == other.service
+            && self.credential_of == other.credential_of;
+        same && other.scopes.iter().all(|scope| is_covered(&self.scopes, scope))
+    }
 }
 
 impl Client {
-    fn host_state(&self, host: &Host) -> Arc<HostState> {
-        lock(&self.shared.hosts).entry(host.clone()).or_default().clone()
+    /// Who we are for a repository.
+    pub(super) async fn identity(&self, repository: &Repository) -> Result<Identity, ClientError> {
+        let host = || repository.host.clone();
+        let found = self.shared.config.credentials.find(repository).await;
+        found.map_err(|source| ClientError::Credentials { host: host(), source })
     }
 
     /// What to send with a first try, from what earlier answers of the registry taught.
@@ -103,35 +118,43 @@ impl Client {
         challenge: &Challenge,
         scopes: Vec<String>,
     ) -> Result<Option<Authorization>, ClientError> {
-        let credential = self.shared.config.credentials.find(call.repository);
+        let identity = self.identity(call.repository).await?;
+        let given = identity.given();
+        let with = |value: Option<HeaderValue>, key| value.map(|value| Authorization { value, key, given });
         let Challenge::Bearer { realm, service, .. } = challenge else {
-            return Ok(basic(credential).map(|value| Authorization { value, key: None }));
+            return Ok(with(basic(identity.credential()), None));
         };
-        if let Some(Credential::RegistryToken(token)) = credential {
-            return Ok(bearer(token).map(|value| Authorization { value, key: None }));
+        if let Some(Credential::RegistryToken(token)) = identity.credential() {
+            return Ok(with(bearer(token), None));
         }
-        let credential_of = credential.map_or_else(String::new, |_| call.repository.to_string());
+        let credential_of = match &identity {
+            Identity::Known(found) => credential_of(found),
+            Identity::Anonymous { .. } => String::new(),
+        };
         let key = TokenKey { realm: realm.clone(), service: service.clone(), scopes, credential_of };
         let _one_at_a_time = state.exchange.lock().await;
-        let known = lock(&state.tokens).get(&key).cloned();
-        let token = match known {
-            Some(token) if token.ends > Instant::now() => token,
-            _ => {
-                let token = self.exchange(call, &key, credential).await?;
+        let known = usable(state, &key);
+        let (key, token) = match known {
+            Some(known) => known,
+            None => {
+                let token = self.exchange(call, &key, &identity).await?;
                 lock(&state.tokens).insert(key.clone(), token.clone());
-                token
+                (key, token)
             }
         };
-        Ok(bearer(&token.value).map(|value| Authorization { value, key: Some(key) }))
+        Ok(with(bearer(&token.value), Some(key)))
     }
 
     async fn exchange(
         &self,
         call: &Call<'_>,
         key: &TokenKey,
-        credential: Option<&Credential>,
+        identity: &Identity,
     ) -> Result<Token, ClientError> {
-        let mut url = self.realm(&call.repository.host, &key.realm)?;
+        let host = &call.repository.host;
+        let credential = identity.credential();
+        let mut url = self.realm(host, &self.base(host).await?, &key.realm)?;
+        let http = self.shared.connections.to(host, &url, Protocol::Any)?;
         let mut fields: Vec<(&str, &str)> = Vec::new();
         fields.extend(key.service.as_deref().map(|service| ("service", service)));
         let mut headers = HeaderMap::new();
@@ -141,37 +164,37 @@ impl Client {
             fields.push(("refresh_token", token.reveal()));
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
             let form = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
-            self.http(&call.repository.host, &url)?.request(Method::POST, url).body(form)
+            http.request(Method::POST, url.clone()).body(form)
         } else {
             fields.extend(key.scopes.iter().map(|scope| ("scope", scope.as_str())));
             url.query_pairs_mut().extend_pairs(fields);
             if let Some(value) = basic(credential) {
                 headers.insert(AUTHORIZATION, value);
             }
-            self.http(&call.repository.host, &url)?.get(url)
+            http.get(url.clone())
         };
-        let answer =
-            tokio::time::timeout(super::transport::ANSWER_LIMIT, request.headers(headers).send()).await;
-        let answer = answer.map_err(|_| call.stalled(super::transport::ANSWER_LIMIT))?;
-        let answer = answer.map_err(|source| call.broken(source))?;
-        let status = answer.status();
-        if !status.is_success() {
-            let error = super::transport::status_error(call, answer).await;
-            return Err(match error {
-                ClientError::Denied { message, .. } => call.denied(message, credential.is_some()),
-                other => other,
-            });
+        let answer = tokio::time::timeout(ANSWER_LIMIT, request.headers(headers).send()).await;
+        let answer = answer.map_err(|_| call.stalled(ANSWER_LIMIT))?;
+        let mut answer = answer.map_err(|source| {
+            if source.is_connect() {
+                ClientError::unreachable(host, &url, source)
+            } else {
+                call.broken(source)
+            }
+        })?;
+        if !answer.status().is_success() {
+            answer.extensions_mut().insert(identity.given());
+            return Err(status_error(call, answer).await);
         }
         let bytes = body(call, answer, "token", TOKEN_BYTES).await?;
         parse_token(&bytes).ok_or_else(|| call.protocol_error("the token server's answer holds no token"))
     }
 
     /// The token server, if it is one that may see credentials for `host`.
-    fn realm(&self, host: &Host, realm: &str) -> Result<Url, ClientError> {
-        let base = self.base(host)?;
+    fn realm(&self, host: &Host, base: &Url, realm: &str) -> Result<Url, ClientError> {
         let error = |reason| ClientError::Realm { host: host.clone(), realm: realm.to_owned(), reason };
         let url = Url::parse(realm).map_err(|_| error("it is not a URL"))?;
-        if same_origin(&base, &url) {
+        if same_origin(base, &url) {
             return Ok(url);
         }
         let inner = match url.host() {
@@ -187,11 +210,44 @@ impl Client {
         let same_host = base.host_str() == url.host_str();
         match url.scheme() {
             "https" if !inner || same_host => Ok(url),
-            "http" if base.scheme() == "http" && same_host => Ok(url),
+            "http" if base.scheme() == "http" && (same_host || self.is_insecure(&url)) => Ok(url),
             "https" => Err(error("it is an inner address and not the registry's")),
             _ => Err(error("it is not https")),
         }
     }
+
+    /// Whether somebody said that the host of a URL may be spoken to without TLS.
+    fn is_insecure(&self, url: &Url) -> bool {
+        let name = url.host_str().unwrap_or_default();
+        let text = url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
+        let reach = &self.shared.connections.reach;
+        text.parse().is_ok_and(|host| reach.plain.contains(&host) || reach.insecure.contains(&host))
+    }
+}
+
+/// A token that is known and good for `key`.
+fn usable(state: &HostState, key: &TokenKey) -> Option<(TokenKey, Token)> {
+    let mut tokens = lock(&state.tokens);
+    tokens.retain(|_, token| token.ends > Instant::now());
+    let exact = tokens.get_key_value(key);
+    let found = exact.or_else(|| tokens.iter().find(|(known, _)| known.covers(key)));
+    found.map(|(known, token)| (known.clone(), token.clone()))
+}
+
+fn credential_of(found: &Found) -> String {
+    format!("{} of {}", found.prefix, found.origin)
+}
+
+/// Whether one of `scopes` allows all that `scope` would.
+fn is_covered(scopes: &[String], scope: &str) -> bool {
+    let Some((of, actions)) = scope.rsplit_once(':') else { return false };
+    scopes.iter().any(|known| {
+        known == scope
+            || known.rsplit_once(':').is_some_and(|(known_of, known)| {
+                known_of == of
+                    && actions.split(',').all(|action| known.split(',').any(|known| known == action))
+            })
+    })
 }
 
 /// The scopes of a call, its own first since some servers honour one only, then what the registry asks for besides.
@@ -205,18 +261,12 @@ fn scopes(call: &Call<'_>, asked: Option<&str>) -> Vec<String> {
         }
         Access::Delete => vec![format!("repository:{name}:delete")],
     };
-    let own = Repository::clone(call.repository).name;
+    let own = call.repository.name.as_str();
     for scope in asked.unwrap_or_default().split_ascii_whitespace() {
-        let is_ours = scope.strip_prefix("repository:").and_then(|rest| rest.rsplit_once(':'));
-        let covered = is_ours.is_some_and(|(of, actions)| {
-            let ours = scopes.iter().find_map(|known| known.strip_prefix(&format!("repository:{of}:")));
-            ours.is_some_and(|ours| {
-                actions.split(',').all(|action| ours.split(',').any(|known| known == action))
-            })
-        });
+        let of = scope.strip_prefix("repository:").and_then(|rest| rest.rsplit_once(':'));
         // A registry that wants more than the call does (another repository, say) is not given it.
-        let wanted = is_ours.is_none_or(|(of, _)| of == own.as_str());
-        if wanted && !covered {
+        let is_wanted = of.is_none_or(|(of, _)| of == own);
+        if is_wanted && !is_covered(&scopes, scope) {
             scopes.push(scope.to_owned());
         }
     }
@@ -253,10 +303,6 @@ fn parse_token(bytes: &[u8]) -> Option<Token> {
     (!value.reveal().is_empty()).then(|| Token { value, ends: Instant::now() + life })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +311,12 @@ mod tests {
     #[test]
     fn credentials_go_to_no_inner_or_plain_token_server_of_a_foreign_registry() {
         let client = Client::new(ClientConfig::default());
-        let realm = |host: &str, realm: &str| client.realm(&host.parse().unwrap(), realm).is_ok();
+        let realm = |host: &str, realm: &str| {
+            let host: Host = host.parse().unwrap();
+            let scheme = if host.is_loopback() { "http" } else { "https" };
+            let base = crate::registry::client::transport::base_url(&host, scheme).unwrap();
+            client.realm(&host, &base, realm).is_ok()
+        };
         assert!(realm("docker.io", "https://auth.docker.io/token"));
         assert!(realm("127.0.0.1:5000", "http://127.0.0.1:5000/token"));
         assert!(realm("10.0.0.1:5000", "https://10.0.0.1:5001/token"));
@@ -296,6 +347,27 @@ mod tests {
             scopes(&call, Some("repository:a:push,pull")),
             ["repository:a:pull,push", "repository:b:pull"]
         );
+    }
+
+    #[test]
+    fn a_token_for_more_serves_for_less_and_not_for_others() {
+        let key = |scopes: &[&str], credential_of: &str| TokenKey {
+            realm: "r".to_owned(),
+            service: None,
+            scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+            credential_of: credential_of.to_owned(),
+        };
+        let push = key(&["repository:a:pull,push", "repository:b:pull"], "ada");
+        assert!(push.covers(&key(&["repository:a:pull"], "ada")));
+        assert!(push.covers(&key(&["repository:b:pull", "repository:a:push"], "ada")));
+        for other in [
+            key(&["repository:b:pull,push"], "ada"),
+            key(&["repository:aa:pull"], "ada"),
+            key(&["repository:a:delete"], "ada"),
+            key(&["repository:a:pull"], "bob"),
+        ] {
+            assert!(!push.covers(&other), "{other:?}");
+        }
     }
 
     #[test]

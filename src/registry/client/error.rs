@@ -4,32 +4,59 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
 
+use super::credentials::CredentialsError;
+use super::host::RETRY_AFTER_LIMIT;
+use super::tls::{self, TlsError};
 use crate::oci::{ConfigError, Digest, Host, IndexError, ManifestError, Repository};
 
 /// Why a registry did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The host's name does not resolve, or nothing answers there.
-    #[error("registry `{host}` cannot be reached: check its name and the network")]
+    #[error("registry `{host}` cannot be reached{}: check its name and the network", elsewhere(.host, .at))]
     Unreachable {
         /// The registry.
         host: Host,
+        /// Where we were.
+        at: String,
         /// What failed.
         #[source]
         source: reqwest::Error,
     },
+    /// A connection is there, and no answer.
+    #[error("registry `{host}` does not answer")]
+    Silent {
+        /// The registry.
+        host: Host,
+    },
     /// TLS could not be set up on our side.
-    #[error(
-        "TLS for registry `{host}` cannot be set up: are CA certificates installed (package ca-certificates)?"
-    )]
+    #[error("TLS for registry `{host}` cannot be set up")]
     Tls {
         /// The registry.
         host: Host,
         /// What failed.
         #[source]
-        source: reqwest::Error,
+        source: TlsError,
+    },
+    /// Who answers has no certificate that is believed.
+    #[error("the certificate of registry `{host}`{} is not trusted: {}", elsewhere(.host, .at), .source.problem())]
+    Certificate {
+        /// The registry.
+        host: Host,
+        /// Where we were.
+        at: String,
+        /// What is wrong with it.
+        source: CertificateProblem,
+    },
+    /// Who answers does not speak TLS.
+    #[error("registry `{host}`{} does not speak TLS", elsewhere(.host, .at))]
+    NotTls {
+        /// The registry.
+        host: Host,
+        /// Where we were.
+        at: String,
     },
     /// The connection broke.
     #[error("{doing} in `{repository}`: the connection broke")]
@@ -53,7 +80,7 @@ pub enum ClientError {
         limit: Duration,
     },
     /// The registry wants credentials, or others than it got.
-    #[error("registry `{}` refuses {doing} in `{}`: {message}{}", .repository.host, .repository.name, login_hint(*.had_credentials, &.repository.host))]
+    #[error("registry `{}` refuses {doing} in `{}`: {message}; {}", .repository.host, .repository.name, .given.sentence(&.repository.host))]
     Denied {
         /// The repository.
         repository: Repository,
@@ -61,8 +88,17 @@ pub enum ClientError {
         doing: String,
         /// What the registry says.
         message: String,
-        /// Whether it was given credentials.
-        had_credentials: bool,
+        /// What credentials it was given.
+        given: Given,
+    },
+    /// There should be credentials, and they cannot be had.
+    #[error("no credentials for registry `{host}`")]
+    Credentials {
+        /// The registry.
+        host: Host,
+        /// Why.
+        #[source]
+        source: CredentialsError,
     },
     /// There is no such thing.
     #[error("registry `{}` has no {what} in `{}`", .repository.host, .repository.name)]
@@ -73,7 +109,7 @@ pub enum ClientError {
         what: String,
     },
     /// The registry answered something else.
-    #[error("registry `{}` answers {doing} in `{}` with {status}: {message}", .repository.host, .repository.name)]
+    #[error("registry `{}` answers {doing} in `{}` with {status}: {message}{}", .repository.host, .repository.name, asks(*.retry_after))]
     Status {
         /// The repository.
         repository: Repository,
@@ -193,15 +229,136 @@ pub enum ClientError {
     },
 }
 
-fn login_hint(had_credentials: bool, host: &Host) -> String {
-    if had_credentials {
-        format!("; the credentials for `{host}` do not allow it")
+fn asks(retry_after: Option<Duration>) -> String {
+    let long = retry_after.filter(|asked| *asked > RETRY_AFTER_LIMIT);
+    long.map_or_else(String::new, |asked| format!("; it asks to wait {}", humantime::format_duration(asked)))
+}
+
+/// What credentials a registry was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Given {
+    /// None, since there are none for it; perhaps for a reason.
+    Nothing {
+        /// What may be amiss.
+        note: Option<String>,
+    },
+    /// It did not ask for any.
+    NotAsked,
+    /// None, since it is another host than the registry's.
+    Elsewhere,
+    /// Those from here.
+    Credentials {
+        /// The file or program.
+        origin: String,
+    },
+}
+
+impl Given {
+    fn sentence(&self, host: &Host) -> String {
+        match self {
+            Self::Nothing { note: None } => {
+                format!(
+                    "it got no credentials, since there are none for it: log in with `docker login {host}`"
+                )
+            }
+            Self::Nothing { note: Some(note) } => {
+                format!("it got no credentials, since {note}: log in with `docker login {host}`")
+            }
+            Self::NotAsked => "it did not ask for credentials".to_owned(),
+            Self::Elsewhere => format!("it is not `{host}`, whose credentials it is not given"),
+            Self::Credentials { origin } => {
+                format!("the credentials of {origin} for `{host}` do not allow it")
+            }
+        }
+    }
+}
+
+/// What is wrong with a certificate, or with how TLS is spoken.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0)]
+pub struct CertificateProblem(rustls::Error);
+
+impl CertificateProblem {
+    fn problem(&self) -> String {
+        use rustls::CertificateError as Problem;
+        use rustls::Error::InvalidCertificate as Invalid;
+        match &self.0 {
+            Invalid(Problem::UnknownIssuer) => "no authority that is known here has signed it".to_owned(),
+            Invalid(Problem::Expired | Problem::ExpiredContext { .. }) => "it has expired".to_owned(),
+            Invalid(Problem::NotValidYet | Problem::NotValidYetContext { .. }) => {
+                "it is not valid yet".to_owned()
+            }
+            Invalid(Problem::NotValidForName | Problem::NotValidForNameContext { .. }) => {
+                "it is for another name".to_owned()
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// ` at the token server's`, if that is not the registry itself.
+fn elsewhere(host: &Host, at: &str) -> String {
+    if at == host.as_str() || *host == Host::docker_hub() && at == "registry-1.docker.io" {
+        String::new()
     } else {
-        format!("; it got no credentials, log in with `docker login {host}`")
+        format!(" (at `{at}`)")
     }
 }
 
 impl ClientError {
+    /// Why there is no connection to `url`.
+    pub(super) fn unreachable(host: &Host, url: &Url, source: reqwest::Error) -> Self {
+        use rustls::Error as Tls;
+        let name = url.host_str().unwrap_or_default();
+        let at = url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
+        let host = host.clone();
+        match tls::failure(&source).cloned() {
+            Some(Tls::InvalidMessage(_)) => Self::NotTls { host, at },
+            Some(error) => Self::Certificate { host, at, source: CertificateProblem(error) },
+            None => Self::Unreachable { host, at, source: source.without_url() },
+        }
+    }
+
+    /// What to do about it, as a command or a flag of `hephy build`.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        use rustls::CertificateError as Problem;
+        match self {
+            Self::NotTls { host, .. } => Some(format!(
+                "If `{host}` is meant to speak plain HTTP, say so: `--insecure-registry {host}`."
+            )),
+            Self::Certificate { host, source, .. } => Some(match &source.0 {
+                rustls::Error::InvalidCertificate(Problem::UnknownIssuer | Problem::Other(_)) => format!(
+                    "If `{host}` has a certificate of its own or of a private authority, name its file: `--registry-certificate {host}=FILE`.\n\
+                     (`--skip-tls-verify-registry {host}` trusts whoever answers.)"
+                ),
+                rustls::Error::AlertReceived(_) => format!(
+                    "If `{host}` wants a certificate of ours, name it and its key: `--registry-client-cert {host}=CERTIFICATE,KEY`."
+                ),
+                _ => format!("Whoever runs `{host}` has to renew or correct its certificate."),
+            }),
+            Self::Denied { repository, given, .. } => {
+                let host = &repository.host;
+                Some(match given {
+                    Given::Credentials { .. } => {
+                        format!("Log in as somebody who may: `docker login {host}`.")
+                    }
+                    Given::Elsewhere => return None,
+                    Given::NotAsked | Given::Nothing { .. } => {
+                        format!("Log in with `docker login {host}`, which `hephy build` reads.")
+                    }
+                })
+            }
+            Self::Status { status, repository, .. } if status.as_u16() == 429 => {
+                let host = &repository.host;
+                Some(format!(
+                    "`{host}` limits how often one may ask; it lets those who log in ask more often (`docker login {host}`), and a mirror need not ask it (`--registry-map {host}=MIRROR`)."
+                ))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the registry says that there is no such thing, or (as some do) that it shows it to nobody.
     #[must_use]
     pub const fn is_not_found(&self) -> bool {
@@ -217,7 +374,10 @@ impl ClientError {
     /// Whether the registry cannot be reached at all.
     #[must_use]
     pub const fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Certificate { .. } | Self::NotTls { .. }
+        )
     }
 
     /// Whether the same request may succeed a little later.
@@ -226,11 +386,17 @@ impl ClientError {
             Self::Broken { .. } | Self::Stalled { .. } => true,
             // A name that does not resolve stays so; a refused connection may be a restart.
             Self::Unreachable { source, .. } => !source.is_dns(),
-            Self::Status { status, .. } => {
+            // One that asks for hours is not waited for.
+            Self::Status { status, retry_after, .. } => {
                 matches!(status.as_u16(), 408 | 429 | 499 | 500 | 502 | 503 | 504 | 522)
+                    && retry_after.is_none_or(|asked| asked <= RETRY_AFTER_LIMIT)
             }
             Self::Tls { .. }
+            | Self::Silent { .. }
+            | Self::Certificate { .. }
+            | Self::NotTls { .. }
             | Self::Denied { .. }
+            | Self::Credentials { .. }
             | Self::NotFound { .. }
             | Self::Protocol { .. }
             | Self::Realm { .. }

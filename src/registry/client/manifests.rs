@@ -5,7 +5,9 @@ use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderVal
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::transport::{Access, Call, CallBody, body, same_origin, status_error};
+use super::answer::{body, status_error};
+use super::call::{Access, Call, CallBody};
+use super::transport::same_origin;
 use super::{Client, ClientError};
 use crate::oci::{
     Descriptor, Digest, ImageConfig, MAX_MANIFEST_BYTES, Manifest, MediaType, Platform, RawManifest,
@@ -37,7 +39,7 @@ impl Client {
         repository: &Repository,
         target: &Target,
     ) -> Result<RawManifest, ClientError> {
-        let mut call = self.manifest_call(Method::GET, repository, target, "getting")?;
+        let mut call = self.manifest_call(Method::GET, repository, target, "getting").await?;
         call.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
         let response = self.send(&call).await?;
         let response = found(&call, response, &format!("manifest `{target}`")).await?;
@@ -77,7 +79,7 @@ impl Client {
         repository: &Repository,
         target: &Target,
     ) -> Result<Option<Descriptor>, ClientError> {
-        let mut call = self.manifest_call(Method::HEAD, repository, target, "looking for")?;
+        let mut call = self.manifest_call(Method::HEAD, repository, target, "looking for").await?;
         call.headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
         let response = self.send(&call).await?;
         if response.status() == StatusCode::NOT_FOUND {
@@ -114,7 +116,7 @@ impl Client {
         {
             return Ok(());
         }
-        let mut call = self.manifest_call(Method::PUT, repository, target, "pushing")?;
+        let mut call = self.manifest_call(Method::PUT, repository, target, "pushing").await?;
         call.access = Access::Push;
         let content_type = HeaderValue::try_from(manifest.media_type().as_str());
         call.headers.insert(
@@ -131,7 +133,7 @@ impl Client {
 
     /// Removes a tag, or a manifest by its digest.
     pub async fn delete_manifest(&self, repository: &Repository, target: &Target) -> Result<(), ClientError> {
-        let mut call = self.manifest_call(Method::DELETE, repository, target, "deleting")?;
+        let mut call = self.manifest_call(Method::DELETE, repository, target, "deleting").await?;
         call.access = Access::Delete;
         let response = self.send(&call).await?;
         found(&call, response, &format!("manifest `{target}`")).await.map(drop)
@@ -187,7 +189,7 @@ impl Client {
             tags: Option<Vec<String>>,
         }
         let mut tags = Vec::new();
-        let mut url = self.url(repository, "tags/list")?;
+        let mut url = self.url(repository, "tags/list").await?;
         for _ in 0..TAG_PAGES {
             let call = Call::new(Method::GET, url.clone(), repository, "listing tags");
             let response = self.send(&call).await?;
@@ -208,14 +210,14 @@ impl Client {
         Ok(tags)
     }
 
-    fn manifest_call<'a>(
+    async fn manifest_call<'a>(
         &self,
         method: Method,
         repository: &'a Repository,
         target: &Target,
         verb: &str,
     ) -> Result<Call<'a>, ClientError> {
-        let url = self.url(repository, &format!("manifests/{target}"))?;
+        let url = self.url(repository, &format!("manifests/{target}")).await?;
         Ok(Call::new(method, url, repository, format!("{verb} manifest `{target}`")))
     }
 }

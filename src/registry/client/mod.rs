@@ -7,22 +7,34 @@
 //! A credential goes to the registry that it is for and to the token server that this registry names, and nowhere
 //! else: not after a redirect, not to an upload location on another host.
 
+mod answer;
 mod auth;
+mod call;
 mod challenge;
+mod connections;
 mod credentials;
 mod error;
+mod host;
 mod manifests;
 mod pull;
+mod reach;
+mod scheme;
+mod tls;
 mod transport;
 mod upload;
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 pub use credentials::{Credential, Credentials, CredentialsError};
-pub use error::ClientError;
+pub use error::{ClientError, Given};
 pub use manifests::ResolvedImage;
+pub use reach::{Hosts, Reach, ReachError};
+pub use tls::TlsError;
 pub use upload::{BlobSource, Transfer};
+
+use connections::Connections;
+use host::{HostState, lock};
 
 use crate::oci::Host;
 
@@ -31,15 +43,18 @@ use crate::oci::Host;
 pub struct ClientConfig {
     /// Who we are, at which registry.
     pub credentials: Credentials,
-    /// Registries that are spoken to without TLS; loopback always is.
-    pub plain_http: BTreeSet<Host>,
+    /// Which registries are reached how.
+    pub reach: Reach,
     /// How often a request is repeated after a failure that may pass.
     pub retries: usize,
+    /// How many requests to one registry may be under way at once.
+    pub requests_per_host: usize,
 }
 
 impl Default for ClientConfig {
     fn default() -> Self {
-        Self { credentials: Credentials::none(), plain_http: BTreeSet::new(), retries: 5 }
+        let (credentials, reach) = (Credentials::none(), Reach::default());
+        Self { credentials, reach, retries: 5, requests_per_host: 16 }
     }
 }
 
@@ -52,18 +67,20 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     config: ClientConfig,
-    /// For loopback: no TLS, no proxy.
-    loopback: OnceLock<reqwest::Client>,
-    /// For everything else; made when it is first needed, since it reads the system's certificates.
-    remote: OnceLock<reqwest::Client>,
-    hosts: Mutex<HashMap<Host, Arc<auth::HostState>>>,
+    connections: Connections,
+    hosts: Mutex<HashMap<Host, Arc<HostState>>>,
 }
 
 impl Client {
     /// A client that has not spoken to anybody yet.
     #[must_use]
     pub fn new(config: ClientConfig) -> Self {
-        let (loopback, remote) = (OnceLock::new(), OnceLock::new());
-        Self { shared: Arc::new(Shared { config, loopback, remote, hosts: Mutex::default() }) }
+        let connections = Connections::new(config.reach.clone());
+        Self { shared: Arc::new(Shared { config, connections, hosts: Mutex::default() }) }
+    }
+
+    fn host_state(&self, host: &Host) -> Arc<HostState> {
+        let new = || Arc::new(HostState::new(self.shared.config.requests_per_host));
+        lock(&self.shared.hosts).entry(host.clone()).or_insert_with(new).clone()
     }
 }

@@ -7,8 +7,10 @@ use reqwest::{Method, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
+use super::answer::status_error;
+use super::call::Call;
 use super::manifests::{found, header};
-use super::transport::{ANSWER_LIMIT, Call, status_error, wait};
+use super::transport::{ANSWER_LIMIT, wait};
 use super::{Client, ClientError};
 use crate::oci::{Descriptor, Digest, Repository};
 
@@ -23,7 +25,7 @@ struct Progress<'a, W> {
 impl Client {
     /// Whether the repository has the blob.
     pub async fn has_blob(&self, repository: &Repository, digest: &Digest) -> Result<bool, ClientError> {
-        let url = self.url(repository, &format!("blobs/{digest}"))?;
+        let url = self.url(repository, &format!("blobs/{digest}")).await?;
         let call = Call::new(Method::HEAD, url, repository, format!("looking for blob `{digest}`"));
         let response = self.send(&call).await?;
         match response.status() {
@@ -83,8 +85,9 @@ impl Client {
         progress: &mut Progress<'_, W>,
     ) -> Result<(), ClientError> {
         let digest = progress.descriptor.digest;
-        let url = self.url(repository, &format!("blobs/{digest}"))?;
+        let url = self.url(repository, &format!("blobs/{digest}")).await?;
         let mut call = Call::new(Method::GET, url, repository, format!("pulling blob `{digest}`"));
+        call.is_transfer = true;
         if progress.received > 0 {
             let range = HeaderValue::try_from(format!("bytes={}-", progress.received));
             call.headers.insert(RANGE, range.map_err(|_| call.protocol_error("no range"))?);

@@ -8,8 +8,10 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 
+use super::answer::status_error;
+use super::call::{Access, Call, CallBody};
 use super::manifests::header;
-use super::transport::{Access, Call, CallBody, status_error, wait};
+use super::transport::wait;
 use super::{Client, ClientError};
 use crate::oci::{Digest, Host, Repository, RepositoryName};
 
@@ -187,7 +189,7 @@ impl Client {
         digest: &Digest,
         from: &RepositoryName,
     ) -> Result<Mount, ClientError> {
-        let mut url = self.url(repository, "blobs/uploads/")?;
+        let mut url = self.url(repository, "blobs/uploads/").await?;
         url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from.as_str());
         let mut call =
             Call::new(Method::POST, url, repository, format!("mounting blob `{digest}` from `{from}`"));
@@ -218,7 +220,7 @@ impl Client {
     }
 
     async fn open(&self, upload: &Upload<'_>) -> Result<Session, ClientError> {
-        let url = self.url(upload.repository, "blobs/uploads/")?;
+        let url = self.url(upload.repository, "blobs/uploads/").await?;
         let call = upload.call(Method::POST, url);
         let response = self.send(&call).await?;
         if response.status() != StatusCode::ACCEPTED {

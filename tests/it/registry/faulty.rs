@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,27 +18,47 @@ use super::client;
 
 /// What a faulty registry has been asked, in order: method, path with query, and the headers looked at.
 #[derive(Debug, Clone)]
-struct Asked {
-    method: Method,
-    path: String,
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) path: String,
     host: String,
     authorization: Option<String>,
     range: Option<String>,
     body: Bytes,
 }
 
-struct Faulty {
-    address: SocketAddr,
+pub(super) struct Faulty {
+    pub(super) address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Faulty {
     /// A registry that answers as `answer` says; it is told how many requests came before.
-    async fn start(answer: impl Fn(usize, &Asked) -> Response<Body> + Clone + Send + Sync + 'static) -> Self {
+    ///
+    /// It asks nobody who he is at its root.
+    pub(super) async fn start(
+        script: impl Fn(usize, &Asked) -> Response<Body> + Clone + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_at(std::net::Ipv4Addr::LOCALHOST.into(), script).await
+    }
+
+    /// The same at another address of this machine.
+    pub(super) async fn start_at(
+        address: IpAddr,
+        script: impl Fn(usize, &Asked) -> Response<Body> + Clone + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_whole(address, |path: &str| path == "/v2/", script).await
+    }
+
+    async fn start_whole(
+        address: IpAddr,
+        is_open: impl Fn(&str) -> bool + Clone + Send + Sync + 'static,
+        answer: impl Fn(usize, &Asked) -> Response<Body> + Clone + Send + Sync + 'static,
+    ) -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = asked.clone();
         let service = axum::Router::new().fallback(move |request: Request| {
-            let (log, answer) = (log.clone(), answer.clone());
+            let (log, answer, is_open) = (log.clone(), answer.clone(), is_open.clone());
             async move {
                 let (head, body) = request.into_parts();
                 let text = |name: &str| Some(head.headers.get(name)?.to_str().ok()?.to_owned());
@@ -50,6 +70,9 @@ impl Faulty {
                     range: text("range").or_else(|| text("content-range")),
                     body: axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default(),
                 };
+                if is_open(&asked.path) {
+                    return Ok(self::answer(200, &[], "{}"));
+                }
                 let before = {
                     let mut log = log.lock().unwrap();
                     log.push(asked.clone());
@@ -58,13 +81,13 @@ impl Faulty {
                 Ok::<_, Infallible>(answer(before, &asked))
             }
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
         Self { address, asked }
     }
 
-    fn repository(&self) -> Repository {
+    pub(super) fn repository(&self) -> Repository {
         format!("{}/hello", self.address).parse().unwrap()
     }
 
@@ -74,7 +97,7 @@ impl Faulty {
         client(Credentials::none().with(&self.address.to_string().parse().unwrap(), credential))
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    pub(super) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
@@ -83,7 +106,7 @@ impl Faulty {
     }
 }
 
-fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Body>) -> Response<Body> {
+pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::builder().status(status);
     for (name, value) in headers {
         response = response.header(*name, *value);
@@ -267,6 +290,36 @@ async fn a_token_is_got_once_and_again_when_it_is_refused() {
     assert_eq!(exchanges.len(), 2, "{}", registry.methods());
     assert_eq!(exchanges[0].path, "/token?service=s&scope=repository%3Ahello%3Apull");
     assert!(exchanges[0].authorization.as_ref().unwrap().starts_with("Basic "));
+}
+
+#[tokio::test]
+async fn a_registry_that_hides_what_it_has_is_asked_once_how_to_log_in() {
+    let registry = Faulty::start_whole(
+        std::net::Ipv4Addr::LOCALHOST.into(),
+        |_| false,
+        |_, asked| match (asked.authorization.is_some(), asked.path.as_str()) {
+            (false, "/v2/") => answer(401, &[("www-authenticate", "Basic realm=\"x\"")], ""),
+            (false, _) => answer(404, &[], ""),
+            (true, _) => answer(200, &[], r#"{"tags":["v1"]}"#),
+        },
+    )
+    .await;
+    let (client, repository) = (registry.client(), registry.repository());
+    assert_eq!(client.tags(&repository).await.unwrap().len(), 1);
+    assert_eq!(registry.methods(), "GET GET GET");
+    client.tags(&repository).await.unwrap();
+    assert_eq!(registry.methods(), "GET GET GET GET");
+    // Of whom nothing is known, nothing is asked.
+    assert!(super::anonymous().tags(&repository).await.unwrap().is_empty());
+    assert_eq!(registry.asked().len(), 5);
+    let empty =
+        Faulty::start_whole(std::net::Ipv4Addr::LOCALHOST.into(), |_| false, |_, _| answer(404, &[], ""))
+            .await;
+    let client = empty.client();
+    for _ in 0..3 {
+        assert!(client.tags(&empty.repository()).await.unwrap().is_empty());
+    }
+    assert_eq!(empty.asked().len(), 4);
 }
 
 #[tokio::test]

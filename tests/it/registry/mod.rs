@@ -4,6 +4,7 @@ mod crash;
 mod faulty;
 mod hostile;
 mod peers;
+mod tls;
 mod together;
 
 use std::collections::BTreeSet;

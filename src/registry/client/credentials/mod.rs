@@ -1,0 +1,290 @@
+//! Who we are, at which registry: from docker's and podman's files, and from credential helpers.
+
+mod file;
+mod helper;
+mod places;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use file::Source;
+use helper::Helpers;
+
+use super::error::Given;
+use crate::model::Secret;
+use crate::oci::{Host, Repository};
+
+/// What proves who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A user and a password (or token used as one).
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret<String>,
+    },
+    /// A refresh token, which the token server exchanges.
+    IdentityToken(Secret<String>),
+    /// A token that the registry itself takes.
+    RegistryToken(Secret<String>),
+}
+
+/// Credentials by registry, or by a part of one (`quay.io/org`).
+///
+/// Sources are asked in order and the first that has one is believed; within a source a credential helper for the host comes before
+/// the store for all hosts, that before the file's own entries, and of these the most specific wins.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    given: BTreeMap<String, Credential>,
+    sources: Vec<Arc<Source>>,
+    helpers: Arc<Helpers>,
+}
+
+/// Why there are no credentials where there should be some.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// It cannot be read.
+    #[error("cannot read registry credentials from `{}`", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is too large to be one.
+    #[error("`{}` is too large for a file of registry credentials", .0.display())]
+    Size(PathBuf),
+    /// It is not JSON. What it holds is secret, so it is not repeated.
+    #[error("registry credentials in {origin} are not valid JSON (line {line}, column {column})")]
+    Json {
+        /// The file or variable.
+        origin: String,
+        /// The line of the mistake.
+        line: usize,
+        /// The column of the mistake.
+        column: usize,
+    },
+    /// An entry does not decode.
+    #[error("registry credentials for `{key}` in {origin} are not base64 of `user:password`")]
+    Entry {
+        /// The file or variable.
+        origin: String,
+        /// The entry.
+        key: String,
+    },
+    /// A helper's name would leave the directories of programs.
+    #[error(
+        "`{helper}` in {origin} is not the name of a credential helper: letters, digits, `.`, `_` and `-`"
+    )]
+    HelperName {
+        /// The file or variable.
+        origin: String,
+        /// The name.
+        helper: String,
+    },
+    /// The helper for this host is not there.
+    #[error(
+        "credential helper `docker-credential-{helper}`, which {origin} names for `{host}`, is not in PATH: install it, or remove the entry from `credHelpers`"
+    )]
+    HelperMissing {
+        /// The file or variable.
+        origin: String,
+        /// The helper's name.
+        helper: String,
+        /// The registry.
+        host: Host,
+    },
+    /// The helper fails.
+    #[error(
+        "credential helper `docker-credential-{helper}`, which {origin} names, gives no credentials for `{host}`: {problem}"
+    )]
+    Helper {
+        /// The file or variable.
+        origin: String,
+        /// The helper's name.
+        helper: String,
+        /// The registry.
+        host: Host,
+        /// What it says, without secrets.
+        problem: String,
+    },
+}
+
+/// A credential, and where it is from.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) credential: Credential,
+    /// The file or program, for an error.
+    pub(super) origin: String,
+    /// The part of a registry that it is for.
+    pub(super) prefix: String,
+}
+
+/// What is known of us at a registry.
+#[derive(Debug, Clone)]
+pub(super) enum Identity {
+    Known(Box<Found>),
+    /// Nothing; perhaps because of something that should be told if it does not suffice.
+    Anonymous {
+        note: Option<String>,
+    },
+}
+
+impl Identity {
+    /// What a registry is given that asks.
+    pub(super) fn given(&self) -> Given {
+        match self {
+            Self::Known(found) => Given::Credentials { origin: found.origin.clone() },
+            Self::Anonymous { note } => Given::Nothing { note: note.clone() },
+        }
+    }
+
+    pub(super) fn credential(&self) -> Option<&Credential> {
+        match self {
+            Self::Known(found) => Some(&found.credential),
+            Self::Anonymous { .. } => None,
+        }
+    }
+}
+
+impl Credentials {
+    /// Nobody, anywhere.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds or replaces those for `host`, which come before all others.
+    #[must_use]
+    pub fn with(mut self, host: &Host, credential: Credential) -> Self {
+        self.given.insert(host.to_string(), credential);
+        self
+    }
+
+    /// Reads the text of a docker `config.json`.
+    pub fn docker_config_json(text: &str) -> Result<Self, CredentialsError> {
+        let source = Source::parse(text, "the given configuration")?;
+        Ok(Self { sources: vec![Arc::new(source)], ..Self::default() })
+    }
+
+    /// Reads a docker `config.json`; a missing one has no credentials.
+    pub fn docker_config_file(path: &Path) -> Result<Self, CredentialsError> {
+        let sources = Source::read(path)?.map(Arc::new).into_iter().collect();
+        Ok(Self { sources, ..Self::default() })
+    }
+
+    /// Reads what this process's environment and home have: `$DOCKER_AUTH_CONFIG`, docker's and podman's files, kaniko's.
+    pub fn from_environment() -> Result<Self, CredentialsError> {
+        Self::from_variables(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    }
+
+    fn from_variables(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, CredentialsError> {
+        let mut sources = Vec::new();
+        if let Some(text) = variable("DOCKER_AUTH_CONFIG") {
+            let text = text.to_string_lossy();
+            sources.push(Arc::new(Source::parse(&text, "`$DOCKER_AUTH_CONFIG`")?));
+        }
+        for path in places::files(variable, rustix::process::getuid().as_raw()) {
+            sources.extend(Source::read(&path)?.map(Arc::new));
+        }
+        let helpers = Arc::new(Helpers::new(variable("PATH")));
+        Ok(Self { given: BTreeMap::new(), sources, helpers })
+    }
+
+    /// Who we are for `repository`.
+    pub(super) async fn find(&self, repository: &Repository) -> Result<Identity, CredentialsError> {
+        if let Some((prefix, credential)) = longest(&self.given, repository) {
+            let (credential, prefix) = (credential.clone(), prefix.to_owned());
+            return Ok(Identity::Known(Box::new(Found { credential, origin: "hephy".to_owned(), prefix })));
+        }
+        let mut note = None;
+        for source in &self.sources {
+            match source.find(repository, &self.helpers).await? {
+                Identity::Anonymous { note: other } => note = note.or(other),
+                known @ Identity::Known(_) => return Ok(known),
+            }
+        }
+        Ok(Identity::Anonymous { note })
+    }
+}
+
+/// The entry for the longest part of `host/path` there is: `quay.io/org` before `quay.io`.
+fn longest<'a, T>(entries: &'a BTreeMap<String, T>, repository: &Repository) -> Option<(&'a str, &'a T)> {
+    let whole = repository.to_string();
+    let mut prefix = whole.as_str();
+    loop {
+        if let Some((key, entry)) = entries.get_key_value(prefix) {
+            return Some((key, entry));
+        }
+        prefix = prefix.rsplit_once('/')?.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_files(files: &[(&str, &str)], variables: &[(&str, &str)]) -> Option<String> {
+        let home = tempfile::tempdir().unwrap();
+        for (name, host) in files {
+            let path = home.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let text = format!(r#"{{"auths":{{"{host}":{{"username":"{name}","password":"p"}}}}}}"#);
+            std::fs::write(path, text).unwrap();
+        }
+        let value = |name: &str| match name {
+            "HOME" => Some(home.path().as_os_str().to_owned()),
+            _ => {
+                let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+                Some(value.replace('~', home.path().to_str().unwrap()).into())
+            }
+        };
+        let credentials = Credentials::from_variables(&value).unwrap();
+        let find = credentials.find(&"a.test/org/app".parse().unwrap()).into_inner_now();
+        match find.unwrap() {
+            Identity::Known(found) => match found.credential {
+                Credential::Basic { username, .. } => Some(username),
+                other => panic!("{other:?}"),
+            },
+            Identity::Anonymous { .. } => None,
+        }
+    }
+
+    /// A future that is ready at once.
+    trait Now: Future + Sized {
+        fn into_inner_now(self) -> Self::Output {
+            futures::FutureExt::now_or_never(self).unwrap()
+        }
+    }
+
+    impl<F: Future> Now for F {}
+
+    #[test]
+    fn the_first_place_that_knows_the_registry_is_believed() {
+        let docker = (".docker/config.json", "a.test");
+        let podman = (".config/containers/auth.json", "a.test/org");
+        let run = ("run/containers/auth.json", "a.test/org");
+        let named = ("named.json", "a.test");
+        let elsewhere = ("docker/config.json", "a.test");
+        assert_eq!(with_files(&[docker, podman], &[]).as_deref(), Some(docker.0));
+        assert_eq!(with_files(&[podman], &[]).as_deref(), Some(podman.0));
+        let runtime = ("XDG_RUNTIME_DIR", "~/run");
+        assert_eq!(with_files(&[podman, run], &[runtime]).as_deref(), Some(run.0));
+        let file = ("REGISTRY_AUTH_FILE", "~/named.json");
+        assert_eq!(with_files(&[docker, named], &[file]).as_deref(), Some(named.0));
+        let directory = ("DOCKER_CONFIG", "~/docker");
+        assert_eq!(with_files(&[docker, named, elsewhere], &[file, directory]).as_deref(), Some(elsewhere.0));
+        // Who names a directory does not mean the one in the home.
+        assert_eq!(with_files(&[docker], &[directory]), None);
+        let text = r#"{"auths":{"a.test":{"auth":"dmFyaWFibGU6cA=="}}}"#;
+        let variable = ("DOCKER_AUTH_CONFIG", text);
+        assert_eq!(with_files(&[docker], &[variable]).as_deref(), Some("variable"));
+        // One that does not know the registry does not hide the next.
+        let other = (".docker/config.json", "a.test/organisation");
+        assert_eq!(with_files(&[other, podman], &[]).as_deref(), Some(podman.0));
+    }
+}
