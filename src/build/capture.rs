@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Seek as _, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -23,17 +23,20 @@ use crate::registry::client::Client;
 /// A tar up to this size stays in memory until it is compressed; larger ones wait in a file.
 const MAX_SPOOLED_BYTES: usize = 1024 * 1024;
 
+type Making = HashMap<Digest, JoinHandle<Result<Compressed, EngineError>>>;
+
 /// How many layers are compressed at once; each uses several threads.
 const COMPRESSIONS: usize = 2;
 
 /// What the cache knows of a step.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StepRecord {
-    /// The layer that it makes; none if it changes nothing.
-    pub(crate) layer: Option<Compressed>,
+    /// The layer that it makes; none if it changes nothing. Whether there is a tree or a blob of it is another question.
+    pub(crate) layer: Option<Digest>,
 }
 
-/// Layers on their way from a tree to a blob, and to the destinations.
+/// Layers on their way from a tree to a blob, and to the destinations. Clones are the same.
+#[derive(Clone)]
 pub(crate) struct Capture {
     store: LayerStore,
     compression: Compression,
@@ -42,7 +45,7 @@ pub(crate) struct Capture {
     /// Where large tars wait.
     spool: PathBuf,
     permits: Arc<Semaphore>,
-    making: HashMap<Digest, JoinHandle<Result<Compressed, EngineError>>>,
+    making: Arc<Mutex<Making>>,
     /// Ends uploads when the build has failed.
     stop: CancellationToken,
 }
@@ -62,53 +65,79 @@ impl Capture {
             client,
             spool,
             permits: Arc::new(Semaphore::new(COMPRESSIONS)),
-            making: HashMap::new(),
+            making: Arc::default(),
             stop: CancellationToken::new(),
         }
     }
 
-    /// Takes the changes of a step into the store; they are a tree there when this returns, and a blob later.
-    ///
-    /// The step's records are written once the blob is complete, so that a record never names what is not there.
+    /// Takes the changes of a step into the store. They are a tree there when this returns; if they are `in_image`, they
+    /// become a blob meanwhile. What only other stages see is never compressed.
     pub(crate) async fn layer(
-        &mut self,
+        &self,
         worker: &WorkerProcess,
         made: Made,
         epoch: Option<i64>,
-        keys: Vec<Digest>,
+        keys: &[Digest],
+        in_image: bool,
     ) -> Result<Option<Digest>, EngineError> {
-        let directory = self.spool.clone();
+        let directory = in_image.then(|| self.spool.clone());
         let (response, spooled) =
             worker.call_reading(Request::Diff { made, epoch }, move |tar| spool(tar, directory)).await?;
         let Response::Diffed { entries, bytes } = response else { return Err(EngineError::Protocol) };
         if entries == 0 {
             worker.call(Request::Discard { made }, Vec::new()).await?;
-            record(&self.store, &keys, &StepRecord { layer: None })?;
+            record(&self.store, keys, &StepRecord { layer: None })?;
             return Ok(None);
         }
         let (diff_id, tar) = spooled.map_err(EngineError::io("keep a layer"))?;
         worker.call(Request::Commit { made, diff_id, entries, bytes }, Vec::new()).await?;
-        self.compress(diff_id, tar, keys);
+        record(&self.store, keys, &StepRecord { layer: Some(diff_id) })?;
+        if let Some(tar) = tar {
+            self.compress(diff_id, tar);
+        }
         Ok(Some(diff_id))
     }
 
-    fn compress(&mut self, diff_id: Digest, tar: SpooledTempFile, keys: Vec<Digest>) {
+    /// Begins to make the blob of a layer of which there is a tree alone. False if the tree does not give the same layer again.
+    pub(crate) async fn pack(
+        &self,
+        worker: &WorkerProcess,
+        diff_id: Digest,
+        lowers: Vec<Digest>,
+    ) -> Result<bool, EngineError> {
+        let directory = Some(self.spool.clone());
+        let request = Request::Pack { diff_id, lowers };
+        let (_, spooled) = worker.call_reading(request, move |tar| spool(tar, directory)).await?;
+        match spooled.map_err(EngineError::io("keep a layer"))? {
+            (found, Some(tar)) if found == diff_id => {
+                self.compress(diff_id, tar);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn making(&self) -> MutexGuard<'_, Making> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn compress(&self, diff_id: Digest, tar: SpooledTempFile) {
         let store = self.store.clone();
         let (compression, permits, stop) = (self.compression, Arc::clone(&self.permits), self.stop.clone());
         let (client, destinations) = (self.client.clone(), self.destinations.clone());
-        let earlier = self.making.remove(&diff_id);
+        let mut making = self.making();
+        let earlier = making.remove(&diff_id);
         let task = tokio::spawn(async move {
             if let Some(earlier) = earlier {
                 joined(earlier).await?;
             }
             let permit = permits.acquire_owned().await;
             let compressed = blocking({
-                let store = store.clone();
+                let (store, tar) = (store.clone(), Wanted { tar, stop: stop.clone() });
                 move || compress(&store, diff_id, tar, compression)
             })
             .await?;
             drop(permit);
-            record(&store, &keys, &StepRecord { layer: Some(compressed.clone()) })?;
             let upload = async {
                 for destination in &destinations {
                     let path = store.blob(&compressed.digest).ok_or(EngineError::LayerGone(diff_id))?;
@@ -121,23 +150,40 @@ impl Capture {
                 () = stop.cancelled() => Err(EngineError::Cancelled),
             }
         });
-        self.making.insert(diff_id, task);
+        making.insert(diff_id, task);
     }
 
     /// The blob of a layer that this build made, complete and at the destinations.
-    pub(crate) async fn finish(&mut self, diff_id: &Digest) -> Result<Compressed, EngineError> {
-        match self.making.remove(diff_id) {
+    pub(crate) async fn finish(&self, diff_id: &Digest) -> Result<Compressed, EngineError> {
+        let making = self.making().remove(diff_id);
+        match making {
             Some(task) => joined(task).await,
             None => self.store.compressed(diff_id, self.compression).ok_or(EngineError::LayerGone(*diff_id)),
         }
     }
 
-    /// Completes the blobs of a build that failed, so that its steps are known next time, without uploading them.
-    pub(crate) async fn settle(&mut self) {
+    /// Ends the work for a build that failed. Its steps are known next time by their trees.
+    pub(crate) async fn give_up(&self) {
         self.stop.cancel();
-        for (_, task) in self.making.drain() {
+        let making = std::mem::take(&mut *self.making());
+        for task in making.into_values() {
             drop(joined(task).await);
         }
+    }
+}
+
+/// A tar that ends with an error once nobody wants its blob any more.
+struct Wanted {
+    tar: SpooledTempFile,
+    stop: CancellationToken,
+}
+
+impl Read for Wanted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.is_cancelled() {
+            return Err(io::Error::other("the build has ended"));
+        }
+        self.tar.read(buffer)
     }
 }
 
@@ -159,8 +205,13 @@ pub(crate) fn record(store: &LayerStore, keys: &[Digest], record: &StepRecord) -
 }
 
 /// Hashes a tar while it is kept for the compressor, which is slower than the steps that wait for the hash.
-fn spool(mut tar: io::PipeReader, directory: PathBuf) -> io::Result<(Digest, SpooledTempFile)> {
-    let mut kept = tempfile::spooled_tempfile_in(MAX_SPOOLED_BYTES, directory);
+///
+/// Without a directory it is only hashed.
+fn spool(
+    mut tar: io::PipeReader,
+    directory: Option<PathBuf>,
+) -> io::Result<(Digest, Option<SpooledTempFile>)> {
+    let mut kept = directory.map(|directory| tempfile::spooled_tempfile_in(MAX_SPOOLED_BYTES, directory));
     let mut sum = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -169,16 +220,20 @@ fn spool(mut tar: io::PipeReader, directory: PathBuf) -> io::Result<(Digest, Spo
             break;
         }
         sum.update(&buffer[..count]);
-        kept.write_all(&buffer[..count])?;
+        if let Some(kept) = &mut kept {
+            kept.write_all(&buffer[..count])?;
+        }
     }
-    kept.rewind()?;
+    if let Some(kept) = &mut kept {
+        kept.rewind()?;
+    }
     Ok((Digest::from_sha256(sum.finalize().into()), kept))
 }
 
 fn compress(
     store: &LayerStore,
     diff_id: Digest,
-    tar: SpooledTempFile,
+    tar: impl Read,
     compression: Compression,
 ) -> Result<Compressed, EngineError> {
     if let Some(compressed) = store.compressed(&diff_id, compression) {

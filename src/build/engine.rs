@@ -27,7 +27,7 @@ use crate::build::process::{WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
 use crate::build::result::{BuildResult, Outcome};
 use crate::build::state::StageState;
-use crate::build::trees::Trees;
+use crate::build::trees::{AllTrees, Trees};
 use crate::dockerfile::{
     self, Dockerfile, GlobalScope, Instruction, Located, PlatformArgs, Stage, parse_trigger,
 };
@@ -102,18 +102,17 @@ pub async fn build(
             return (result, Afterwards { trees: None, is_built: false });
         }
     };
-    let trees = Arc::clone(&engine.trees);
+    let trees = engine.all_trees.clone();
     let outcome = tokio::select! {
         outcome = engine.run() => outcome,
         () = cancel.cancelled() => Err(EngineError::Cancelled),
         () = tokio::time::sleep(limit) => Err(EngineError::TimedOut { limit }),
     };
     if matches!(outcome, Err(EngineError::Cancelled | EngineError::TimedOut { .. })) {
-        if let Some(worker) = trees.worker.get() {
-            worker.end().await;
-        }
-    } else if outcome.is_err() {
-        engine.capture.settle().await;
+        trees.end_workers().await;
+    }
+    if outcome.is_err() {
+        engine.capture.give_up().await;
     }
     let at = engine.at.take();
     let outcome = outcome.map_err(|error| error.into_failure(at));
@@ -125,7 +124,7 @@ pub async fn build(
 
 /// What is left to do when the result of a build is known.
 pub struct Afterwards {
-    trees: Option<Arc<Trees>>,
+    trees: Option<AllTrees>,
     is_built: bool,
 }
 
@@ -134,12 +133,14 @@ impl Afterwards {
     ///
     /// Without this, trees are made again after a crash of the machine, and what was begun waits to be pruned.
     pub async fn settle(self) {
-        let Some(worker) = self.trees.as_ref().and_then(|trees| trees.worker.get()) else { return };
-        if self.is_built {
+        let Some(trees) = self.trees else { return };
+        if self.is_built
+            && let Some(worker) = trees.any_worker()
+        {
             // The build has succeeded; what could not be settled is not trusted later, and that is all.
             drop(worker.call(Request::Settle, Vec::new()).await);
         }
-        worker.end().await;
+        trees.end_workers().await;
     }
 }
 
@@ -169,21 +170,30 @@ pub(super) fn millis(clock: Instant) -> u64 {
     u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A build at work.
+/// A build at work, or one stage of it.
+#[derive(Clone)]
 pub(super) struct Engine {
-    pub(super) options: BuildOptions,
+    pub(super) options: Arc<BuildOptions>,
     pub(super) events: EventSink,
+    /// The trees and the worker that this stage uses, and no other at the time.
     pub(super) trees: Arc<Trees>,
+    /// Those of all stages.
+    pub(super) all_trees: AllTrees,
     pub(super) capture: Capture,
     pub(super) context: Arc<Context>,
     /// Whether the worker has a copy of the context, or reads it in place.
     pub(super) context_copied: Option<bool>,
     pub(super) global: Option<Arc<GlobalScope>>,
-    pub(super) states: BTreeMap<usize, StageState>,
+    /// The stages that are finished.
+    pub(super) states: BTreeMap<usize, Arc<StageState>>,
     pub(super) images: HashMap<ImageName, ResolvedBase>,
     now: Timestamp,
-    at: Option<Location>,
+    pub(super) at: Option<Location>,
     pub(super) steps: Vec<Step>,
+    /// How many steps the stages before this one have.
+    pub(super) before: u32,
+    /// Whether the layers of this stage are the image's, and not only copied from.
+    pub(super) in_image: bool,
     total: u32,
     stages: usize,
     pub(super) clock: Instant,
@@ -208,12 +218,13 @@ impl Engine {
             network: options.network,
             limits: options.limits,
         };
-        let trees = Trees { bases, lease, options: worker_options, worker: OnceCell::new() };
+        let trees = Arc::new(Trees { bases, lease, options: worker_options, worker: OnceCell::new() });
         let spool = options.layers.join("tmp");
         let capture = Capture::new(store, options.compression, options.destinations.clone(), client, spool);
         Ok(Self {
             events,
-            trees: Arc::new(trees),
+            all_trees: AllTrees::new(&trees),
+            trees,
             capture,
             context: Arc::new(context),
             context_copied: None,
@@ -223,10 +234,12 @@ impl Engine {
             now,
             at: None,
             steps: Vec::new(),
+            before: 0,
+            in_image: true,
             total: 0,
             stages: 0,
             clock: Instant::now(),
-            options,
+            options: Arc::new(options),
         })
     }
 
@@ -242,19 +255,14 @@ impl Engine {
         self.warn(&dockerfile, &global);
         let mut plan = Plan::new(&dockerfile, self.options.target.as_deref(), &global)?;
         let triggers = self.resolve(&mut plan, &global).await?;
-        self.total = count_steps(&plan, &triggers);
+        self.total = plan.stages.keys().map(|index| steps_of(&plan, &triggers, *index)).sum();
         self.stages = plan.stages.len();
         let (platform, isolation) = (self.options.platform.clone(), "userns".to_owned());
         (self.events)(BuildEvent::Started { platform, steps: self.total, isolation });
-        for (index, base) in &plan.stages {
-            let Some(stage) = dockerfile.stages.get(*index) else { continue };
-            let finished =
-                self.stage(&plan, stage, base, triggers.get(index).map_or(&[], Vec::as_slice)).await?;
-            self.states.insert(*index, finished);
-        }
+        self.run_stages(&plan, &triggers).await?;
         self.at = None;
         let state = self.states.remove(&plan.target).ok_or(EngineError::Protocol)?;
-        self.finish(state).await
+        self.finish(Arc::unwrap_or_clone(state)).await
     }
 
     fn parse(&self) -> Result<Dockerfile, EngineError> {
@@ -344,7 +352,7 @@ impl Engine {
         self.trees.bases.resolve(&name.reference, &platform).await.map_err(|error| (line, error))
     }
 
-    async fn stage(
+    pub(super) async fn stage(
         &mut self,
         plan: &Plan<'_>,
         stage: &Stage,
@@ -376,7 +384,7 @@ impl Engine {
     pub(super) fn begin(&mut self, stage: Option<&str>, text: &str, line: usize) -> BegunStep {
         let at = self.location(line);
         self.at = Some(at.clone());
-        let number = u32::try_from(self.steps.len() + 1).unwrap_or(u32::MAX);
+        let number = self.before + u32::try_from(self.steps.len() + 1).unwrap_or(u32::MAX);
         BegunStep {
             number,
             stage: stage.map(ToOwned::to_owned),
@@ -418,7 +426,9 @@ impl Engine {
                     FinishedLayer::of_base(layer.diff_id, descriptor, source)
                 }
                 LayerBlob::Stored(compressed) => FinishedLayer::stored(compressed, false),
-                LayerBlob::Making => FinishedLayer::stored(&self.capture.finish(&layer.diff_id).await?, true),
+                LayerBlob::Making | LayerBlob::Tree => {
+                    FinishedLayer::stored(&self.capture.finish(&layer.diff_id).await?, true)
+                }
             });
         }
         let image = Assembled::new(state.config, layers);
@@ -484,7 +494,7 @@ impl Engine {
 /// A step that has begun.
 pub(super) struct BegunStep {
     pub(super) number: u32,
-    stage: Option<String>,
+    pub(super) stage: Option<String>,
     text: String,
     at: Location,
     pub(super) clock: Instant,
@@ -494,13 +504,12 @@ fn is_own_syntax(syntax: &str) -> bool {
     syntax.trim_start_matches("docker.io/").starts_with("docker/dockerfile")
 }
 
-fn count_steps(plan: &Plan<'_>, triggers: &BTreeMap<usize, Vec<Located>>) -> u32 {
-    let count = plan.stages.keys().map(|index| {
-        let own = plan.dockerfile.stages.get(*index).map_or(&[][..], |stage| &stage.instructions);
-        let triggered = triggers.get(index).map_or(&[][..], Vec::as_slice);
-        1 + own.iter().chain(triggered).filter(|located| is_step(&located.instruction)).count()
-    });
-    u32::try_from(count.sum::<usize>()).unwrap_or(u32::MAX)
+/// How many steps a stage has, FROM included.
+pub(super) fn steps_of(plan: &Plan<'_>, triggers: &BTreeMap<usize, Vec<Located>>, index: usize) -> u32 {
+    let own = plan.dockerfile.stages.get(index).map_or(&[][..], |stage| &stage.instructions);
+    let triggered = triggers.get(&index).map_or(&[][..], Vec::as_slice);
+    let count = 1 + own.iter().chain(triggered).filter(|located| is_step(&located.instruction)).count();
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn onbuild_texts(stage: &Stage) -> Vec<String> {

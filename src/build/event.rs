@@ -46,6 +46,8 @@ pub enum BuildEvent {
     Output {
         /// Which step.
         step: u32,
+        /// Its stage's name, if the Dockerfile has several: they run at the same time.
+        stage: Option<String>,
         /// At most [`MAX_LINE_BYTES`], valid UTF-8, no control characters but tabs and escapes.
         line: String,
     },
@@ -99,6 +101,7 @@ impl BuildEvent {
             Self::Step { number, of, text, state, .. } => {
                 step_line(*number, *of, text, state).into_iter().collect()
             }
+            Self::Output { stage: Some(stage), line, .. } => vec![format!("    {stage} | {line}")],
             Self::Output { line, .. } => vec![format!("    {line}")],
             Self::Note { text } => vec![text.clone()],
             Self::Failed { failure } => failure_lines(failure),

@@ -44,6 +44,8 @@ pub(crate) enum LayerBlob {
     Stored(Compressed),
     /// Being compressed by this build; its tree is in the store.
     Making,
+    /// Nowhere: its tree is in the store, and no image of this build has it.
+    Tree,
 }
 
 /// A layer whose blob is complete.

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use crate::oci::Digest;
 
 /// Changes whenever the meaning of a key or the content of a layer made for it does: older records are then not found.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 /// A cache key being written.
 #[derive(Clone)]

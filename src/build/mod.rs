@@ -5,7 +5,7 @@
 //! knows [`Driver`].
 //!
 //! In reading order: `plan` (which stages), `state` (what an image is after each instruction), `key` (what a step can see),
-//! `engine` and `steps` (one step after the other), `capture` (changes become layers), `image` (the result).
+//! `engine`, `parallel` and `steps` (stages at once, their steps one after the other), `capture` (changes become layers), `image` (the result).
 
 mod base;
 mod capture;
@@ -17,6 +17,7 @@ mod error;
 mod event;
 mod image;
 mod key;
+mod parallel;
 mod plan;
 mod process;
 mod protocol;

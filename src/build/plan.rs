@@ -119,6 +119,29 @@ impl<'a> Plan<'a> {
         needed.into_iter().try_for_each(|stage| self.add(stage, global))
     }
 
+    /// The stages that must be finished before a stage begins.
+    pub(crate) fn needs(&self, index: usize, triggers: &BTreeMap<usize, Vec<Located>>) -> BTreeSet<usize> {
+        let own = self.dockerfile.stages.get(index).map_or(&[][..], |stage| &stage.instructions);
+        let triggered = triggers.get(&index).map_or(&[][..], Vec::as_slice);
+        let copied = own.iter().chain(triggered).flat_map(|located| self.needed(index, &located.instruction));
+        let base = self.stages.get(&index).and_then(|base| match base {
+            Base::Stage(other) => Some(*other),
+            _ => None,
+        });
+        copied.chain(base).collect()
+    }
+
+    /// The stages whose layers are the image's: the target, what it begins with, and so on.
+    pub(crate) fn in_image(&self) -> BTreeSet<usize> {
+        let mut found = BTreeSet::from([self.target]);
+        let mut index = self.target;
+        while let Some(Base::Stage(other)) = self.stages.get(&index) {
+            found.insert(*other);
+            index = *other;
+        }
+        found
+    }
+
     /// The images that stages begin with or copy from, each once, with the first line that names it.
     pub(crate) fn images(&self, triggers: &BTreeMap<usize, Vec<Located>>) -> BTreeMap<ImageName, usize> {
         let mut images = BTreeMap::new();

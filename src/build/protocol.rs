@@ -54,6 +54,13 @@ pub(crate) enum Request {
         /// No time is later.
         epoch: Option<i64>,
     },
+    /// Write a layer, of which there is a tree, as a tar to the descriptor.
+    Pack {
+        /// Which.
+        diff_id: Digest,
+        /// What is below it, base first.
+        lowers: Vec<Digest>,
+    },
     /// Keep the changes of a step as a tree.
     Commit {
         /// Whose.

@@ -22,7 +22,7 @@ use crate::build::state::{StageState, absolute};
 use crate::dockerfile::{
     Add, Copy, Expander, Instruction, Located, Network, Run, RunCommand, Security, Sources,
 };
-use crate::layers::{Compressed, SourceHash};
+use crate::layers::SourceHash;
 use crate::oci::Digest;
 
 /// How many of RUN's last lines a failure tells.
@@ -52,6 +52,9 @@ enum Action {
         user: Option<String>,
     },
 }
+
+/// What the cache has for a step: its layer, if it makes one.
+struct Known(Option<Layer>);
 
 /// COPY and ADD, with what they have in common.
 struct CopyStep<'a> {
@@ -271,18 +274,35 @@ impl Engine {
     }
 
     /// What the cache has for a key, if the layer's blob is still there.
-    fn known(&self, key: &Digest) -> Result<Option<StepRecord>, EngineError> {
+    ///
+    /// A layer that only other stages see needs no blob. One of the image that has none yet gets it from its tree.
+    async fn known(&self, below: &[Layer], key: &Digest) -> Result<Option<Known>, EngineError> {
         if self.options.cache == CacheUse::Ignore {
             return Ok(None);
         }
         let store = &self.trees.bases.store;
         let record = store.step(key)?.and_then(|bytes| serde_json::from_slice::<StepRecord>(&bytes).ok());
-        Ok(match record {
-            Some(StepRecord { layer: Some(layer) }) => store
-                .compressed(&layer.diff_id, self.options.compression)
-                .map(|layer| StepRecord { layer: Some(layer) }),
-            record => record,
-        })
+        let diff_id = match record {
+            None => return Ok(None),
+            Some(StepRecord { layer: None }) => return Ok(Some(Known(None))),
+            Some(StepRecord { layer: Some(diff_id) }) => diff_id,
+        };
+        let known = |blob| Ok(Some(Known(Some(Layer { diff_id, blob }))));
+        if let Some(compressed) = store.compressed(&diff_id, self.options.compression) {
+            return known(LayerBlob::Stored(compressed));
+        }
+        if !self.trees.has(&diff_id)? {
+            return Ok(None);
+        }
+        if !self.in_image {
+            return known(LayerBlob::Tree);
+        }
+        self.ensure(below).await?;
+        let worker = self.trees.worker().await?;
+        if self.capture.pack(worker, diff_id, diff_ids(below)).await? {
+            return known(LayerBlob::Making);
+        }
+        Ok(None)
     }
 
     /// Takes a step from the cache or does it.
@@ -292,8 +312,10 @@ impl Engine {
         work: Work,
         step: &BegunStep,
     ) -> Result<(bool, Option<String>), EngineError> {
-        if let Some(known) = self.known(&work.key)? {
-            state.record(work.created_by, known.layer.map(stored));
+        let is_linked = matches!(&work.action, Action::Copy(request, _) if request.lowers.is_empty());
+        let below: &[Layer] = if is_linked { &[] } else { &state.layers };
+        if let Some(Known(layer)) = self.known(below, &work.key).await? {
+            state.record(work.created_by, layer);
             return Ok((true, None));
         }
         self.tell(step, StepState::Started);
@@ -302,10 +324,7 @@ impl Engine {
             None => None,
         };
         let mut keys = vec![work.key];
-        let is_linked = matches!(&work.action, Action::Copy(request, _) if request.lowers.is_empty());
-        if !is_linked {
-            self.ensure(&state.layers).await?;
-        }
+        self.ensure(below).await?;
         let made = match work.action {
             Action::MakeDirectory { path, user } => {
                 let lowers = diff_ids(&state.layers);
@@ -316,9 +335,10 @@ impl Engine {
             Action::Copy(request, Some(layers)) => {
                 self.ensure(&layers).await?;
                 let key = self.content_key(&request, &work.created_by).await?;
-                if let Some(known) = self.known(&key)? {
-                    record(&self.trees.bases.store, &keys, &known)?;
-                    state.record(work.created_by, known.layer.map(stored));
+                if let Some(Known(layer)) = self.known(below, &key).await? {
+                    let diff_id = layer.as_ref().map(|layer| layer.diff_id);
+                    record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
+                    state.record(work.created_by, layer);
                     return Ok((true, None));
                 }
                 keys.push(key);
@@ -326,8 +346,10 @@ impl Engine {
             }
         };
         let worker = self.trees.worker().await?.clone();
-        let layer = self.capture.layer(&worker, made, self.options.epoch, keys).await?;
-        state.record(work.created_by, layer.map(|diff_id| Layer { diff_id, blob: LayerBlob::Making }));
+        let (epoch, in_image) = (self.options.epoch, self.in_image);
+        let layer = self.capture.layer(&worker, made, epoch, &keys, in_image).await?;
+        let blob = if in_image { LayerBlob::Making } else { LayerBlob::Tree };
+        state.record(work.created_by, layer.map(|diff_id| Layer { diff_id, blob }));
         Ok((false, changed))
     }
 
@@ -425,7 +447,7 @@ impl Engine {
         let left = self.options.limits.time.saturating_sub(self.clock.elapsed());
         request.limit_millis =
             u64::try_from(left.max(Duration::from_millis(1)).as_millis()).unwrap_or(u64::MAX);
-        let (events, number) = (Arc::clone(&self.events), step.number);
+        let (events, number, stage) = (Arc::clone(&self.events), step.number, step.stage.clone());
         let last = Arc::new(Mutex::new(VecDeque::with_capacity(LAST_LINES)));
         let kept = Arc::clone(&last);
         let tell = move |line: String| {
@@ -435,7 +457,7 @@ impl Engine {
             }
             kept.push_back(line.clone());
             drop(kept);
-            events(BuildEvent::Output { step: number, line });
+            events(BuildEvent::Output { step: number, stage: stage.clone(), line });
         };
         let worker = self.trees.worker().await?;
         let reading = move |output| read_lines(output, MAX_LINE_BYTES, tell);
@@ -452,11 +474,6 @@ impl Engine {
         let last_lines = last.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
         Err(EngineError::Run { command, end, status, last_lines })
     }
-}
-
-/// A layer that the store has.
-fn stored(layer: Compressed) -> Layer {
-    Layer { diff_id: layer.diff_id, blob: LayerBlob::Stored(layer) }
 }
 
 fn format_arguments(arguments: &[(String, String)]) -> String {

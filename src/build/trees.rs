@@ -1,6 +1,7 @@
 //! Layer trees on demand: a layer is fetched and unpacked when someone needs its files, and not before.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::OnceCell;
@@ -76,6 +77,39 @@ async fn local(
 /// How many layers are fetched ahead of the one being unpacked.
 const FETCHES: usize = 4;
 
+/// What all stages of a build use. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct AllTrees(Arc<Mutex<Vec<Arc<Trees>>>>);
+
+impl AllTrees {
+    pub(crate) fn new(first: &Arc<Trees>) -> Self {
+        Self(Arc::new(Mutex::new(vec![Arc::clone(first)])))
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Arc<Trees>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, trees: &Arc<Trees>) {
+        self.all().push(Arc::clone(trees));
+    }
+
+    fn workers(&self) -> Vec<WorkerProcess> {
+        self.all().iter().filter_map(|trees| trees.worker.get().cloned()).collect()
+    }
+
+    /// One worker of those that were started.
+    pub(crate) fn any_worker(&self) -> Option<WorkerProcess> {
+        self.workers().into_iter().next()
+    }
+
+    /// Ends the workers with everything that they run.
+    pub(crate) async fn end_workers(&self) {
+        let workers = self.workers();
+        futures::future::join_all(workers.iter().map(WorkerProcess::end)).await;
+    }
+}
+
 /// The trees that a build uses, and the worker that makes them.
 pub(crate) struct Trees {
     pub(crate) bases: Bases,
@@ -85,6 +119,16 @@ pub(crate) struct Trees {
 }
 
 impl Trees {
+    /// The same store for another stage, with a lease and a worker of its own.
+    pub(crate) fn another(&self) -> Result<Self, EngineError> {
+        Ok(Self {
+            bases: self.bases.clone(),
+            lease: self.bases.store.lease()?,
+            options: self.options.clone(),
+            worker: OnceCell::new(),
+        })
+    }
+
     /// The worker, started by the first who asks.
     pub(crate) async fn worker(&self) -> Result<&WorkerProcess, EngineError> {
         self.worker.get_or_try_init(|| WorkerProcess::start(&self.options)).await
@@ -137,7 +181,7 @@ impl Trees {
             LayerBlob::Base { descriptor, source } if matches!(**source, BaseSource::Registry(_)) => {
                 if self.bases.store.blob(&descriptor.digest).is_some() { 0 } else { descriptor.size }
             }
-            LayerBlob::Base { .. } | LayerBlob::Stored(_) | LayerBlob::Making => 0,
+            LayerBlob::Base { .. } | LayerBlob::Stored(_) | LayerBlob::Making | LayerBlob::Tree => 0,
         }
     }
 
@@ -147,7 +191,7 @@ impl Trees {
             LayerBlob::Stored(compressed) => {
                 self.bases.store.blob(&compressed.digest).ok_or(EngineError::LayerGone(layer.diff_id))
             }
-            LayerBlob::Making => Err(EngineError::LayerGone(layer.diff_id)),
+            LayerBlob::Making | LayerBlob::Tree => Err(EngineError::LayerGone(layer.diff_id)),
         }
     }
 }

@@ -168,6 +168,7 @@ impl Body {
                 Ok(())
             }),
             Request::Diff { made, epoch } => self.diff(made, epoch, one(fds)?),
+            Request::Pack { diff_id, lowers } => self.pack(diff_id, &lowers, one(fds)?),
             Request::Commit { made, diff_id, entries, bytes } => {
                 let (staged, _) = self.made.remove(&made).ok_or(WorkerError::Protocol)?;
                 self.store()?.store.commit_tree(staged, &diff_id, TreeInfo { entries, bytes })?;
@@ -330,6 +331,15 @@ impl Body {
             Outcome::TimedOut => RunEnd::TimedOut,
             Outcome::Cancelled => RunEnd::Cancelled,
         })
+    }
+
+    /// The tar of a committed tree, whose times are what they are to be.
+    fn pack(&self, diff_id: Digest, lowers: &[Digest], out: OwnedFd) -> Result<Response, WorkerError> {
+        let tree = self.store()?.lease.tree(&diff_id)?.ok_or(WorkerError::NoTree(diff_id))?;
+        let upper = layers::Root::open(&tree)?;
+        let changes = layers::diff(&DiffInput { upper: &upper, lowers: &self.roots(lowers)?, ignore: &[] })?;
+        let written = layers::write_tar(&changes, &upper, None, File::from(out))?;
+        Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }
 
     fn diff(&self, made: Made, epoch: Option<i64>, out: OwnedFd) -> Result<Response, WorkerError> {

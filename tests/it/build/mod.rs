@@ -8,6 +8,7 @@ mod failures;
 mod hostile;
 mod images;
 mod pushes;
+mod stages;
 
 use std::fs;
 use std::path::{Path, PathBuf};
