@@ -16,6 +16,7 @@ use crate::build::error::EngineError;
 use crate::build::image::push_file;
 use crate::build::process::{WorkerProcess, blocking};
 use crate::build::protocol::{Made, Request, Response};
+use crate::build::remote_cache::{RemoteCache, remote_key};
 use crate::layers::{Compressed, Compression, LayerStore, compress_layer};
 use crate::oci::{Digest, Reference};
 use crate::registry::client::Client;
@@ -48,6 +49,7 @@ pub(crate) struct Capture {
     making: Arc<Mutex<Making>>,
     /// Ends uploads when the build has failed.
     stop: CancellationToken,
+    cache: Option<RemoteCache>,
 }
 
 impl Capture {
@@ -67,7 +69,19 @@ impl Capture {
             permits: Arc::new(Semaphore::new(COMPRESSIONS)),
             making: Arc::default(),
             stop: CancellationToken::new(),
+            cache: None,
         }
+    }
+
+    /// With a cache repository, where steps are left too.
+    pub(crate) fn with_cache(mut self, cache: Option<RemoteCache>) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// The cache repository.
+    pub(crate) const fn cache(&self) -> Option<&RemoteCache> {
+        self.cache.as_ref()
     }
 
     /// Takes the changes of a step into the store. They are a tree there when this returns; if they are `in_image`, they
@@ -78,22 +92,26 @@ impl Capture {
         made: Made,
         epoch: Option<i64>,
         keys: &[Digest],
-        in_image: bool,
+        (in_image, is_run): (bool, bool),
     ) -> Result<Option<Digest>, EngineError> {
-        let directory = in_image.then(|| self.spool.clone());
+        let cache = self.cache.clone().filter(|cache| cache.wants(is_run));
+        let directory = (in_image || cache.is_some()).then(|| self.spool.clone());
         let (response, spooled) =
             worker.call_reading(Request::Diff { made, epoch }, move |tar| spool(tar, directory)).await?;
         let Response::Diffed { entries, bytes } = response else { return Err(EngineError::Protocol) };
         if entries == 0 {
             worker.call(Request::Discard { made }, Vec::new()).await?;
             record(&self.store, keys, &StepRecord { layer: None })?;
+            if let Some(cache) = cache {
+                cache.keep(&self.store, &self.remote_keys(keys), None);
+            }
             return Ok(None);
         }
         let (diff_id, tar) = spooled.map_err(EngineError::io("keep a layer"))?;
         worker.call(Request::Commit { made, diff_id, entries, bytes }, Vec::new()).await?;
         record(&self.store, keys, &StepRecord { layer: Some(diff_id) })?;
         if let Some(tar) = tar {
-            self.compress(diff_id, tar);
+            self.compress(diff_id, tar, in_image, cache.map(|cache| (cache, self.remote_keys(keys))));
         }
         Ok(Some(diff_id))
     }
@@ -110,7 +128,7 @@ impl Capture {
         let (_, spooled) = worker.call_reading(request, move |tar| spool(tar, directory)).await?;
         match spooled.map_err(EngineError::io("keep a layer"))? {
             (found, Some(tar)) if found == diff_id => {
-                self.compress(diff_id, tar);
+                self.compress(diff_id, tar, true, None);
                 Ok(true)
             }
             _ => Ok(false),
@@ -121,10 +139,23 @@ impl Capture {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn compress(&self, diff_id: Digest, tar: SpooledTempFile) {
+    /// The keys as the cache repository has them.
+    pub(crate) fn remote_keys(&self, keys: &[Digest]) -> Vec<Digest> {
+        let compression = self.compression.to_string();
+        keys.iter().map(|key| remote_key(key, &compression)).collect()
+    }
+
+    fn compress(
+        &self,
+        diff_id: Digest,
+        tar: SpooledTempFile,
+        in_image: bool,
+        cache: Option<(RemoteCache, Vec<Digest>)>,
+    ) {
         let store = self.store.clone();
         let (compression, permits, stop) = (self.compression, Arc::clone(&self.permits), self.stop.clone());
-        let (client, destinations) = (self.client.clone(), self.destinations.clone());
+        let client = self.client.clone();
+        let destinations = if in_image { self.destinations.clone() } else { Vec::new() };
         let mut making = self.making();
         let earlier = making.remove(&diff_id);
         let task = tokio::spawn(async move {
@@ -138,6 +169,9 @@ impl Capture {
             })
             .await?;
             drop(permit);
+            if let Some((cache, keys)) = cache {
+                cache.keep(&store, &keys, Some(compressed.clone()));
+            }
             let upload = async {
                 for destination in &destinations {
                     let path = store.blob(&compressed.digest).ok_or(EngineError::LayerGone(diff_id))?;

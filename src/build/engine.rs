@@ -25,6 +25,7 @@ use crate::build::image::{Assembled, FinishedLayer, LayerBlob};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
 use crate::build::process::{WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
+use crate::build::remote_cache::{CacheRepository, RemoteCache};
 use crate::build::result::{BuildResult, Outcome};
 use crate::build::state::StageState;
 use crate::build::trees::{AllTrees, Trees};
@@ -66,6 +67,8 @@ pub struct BuildOptions {
     pub reproducible: bool,
     /// Whether steps may come from the cache.
     pub cache: CacheUse,
+    /// A repository where steps are looked for too.
+    pub cache_repository: Option<CacheRepository>,
     /// What network RUN has.
     pub network: NetworkMode,
     /// When the build is ended.
@@ -99,7 +102,7 @@ pub async fn build(
         Ok(engine) => engine,
         Err(error) => {
             let result = finished(&events, started_at, clock, 0, Err(error.into_failure(None)));
-            return (result, Afterwards { trees: None, is_built: false });
+            return (result, Afterwards { trees: None, cache: None, is_built: false });
         }
     };
     let trees = engine.all_trees.clone();
@@ -119,21 +122,32 @@ pub async fn build(
     let hits = engine.steps.iter().filter(|step| step.cached).count();
     let is_built = outcome.is_ok();
     let result = finished(&events, started_at, clock, hits, outcome);
-    (result, Afterwards { trees: Some(trees), is_built })
+    let cache = engine.capture.cache().filter(|_| !cancel.is_cancelled()).cloned();
+    (result, Afterwards { trees: Some(trees), cache, is_built })
 }
 
 /// What is left to do when the result of a build is known.
 pub struct Afterwards {
     trees: Option<AllTrees>,
+    cache: Option<RemoteCache>,
     is_built: bool,
 }
 
 impl Afterwards {
-    /// Waits until the trees that were made are on the disk, and ends the worker.
+    /// Waits until the trees that were made are on the disk, ends the workers, and waits for what goes to the cache repository.
     ///
     /// Without this, trees are made again after a crash of the machine, and what was begun waits to be pruned.
     pub async fn settle(self) {
-        let Some(trees) = self.trees else { return };
+        let in_cache = async {
+            if let Some(cache) = &self.cache {
+                cache.settle().await;
+            }
+        };
+        tokio::join!(self.settle_trees(), in_cache);
+    }
+
+    async fn settle_trees(&self) {
+        let Some(trees) = &self.trees else { return };
         if self.is_built
             && let Some(worker) = trees.any_worker()
         {
@@ -220,7 +234,12 @@ impl Engine {
         };
         let trees = Arc::new(Trees { bases, lease, options: worker_options, worker: OnceCell::new() });
         let spool = options.layers.join("tmp");
-        let capture = Capture::new(store, options.compression, options.destinations.clone(), client, spool);
+        let remote = options.cache_repository.clone().map(|place| {
+            let (platform, events) = (options.platform.clone(), Arc::clone(&events));
+            RemoteCache::new(client.clone(), place, platform, events)
+        });
+        let capture = Capture::new(store, options.compression, options.destinations.clone(), client, spool)
+            .with_cache(remote);
         Ok(Self {
             events,
             all_trees: AllTrees::new(&trees),
@@ -425,6 +444,9 @@ impl Engine {
                 LayerBlob::Base { descriptor, source } => {
                     FinishedLayer::of_base(layer.diff_id, descriptor, source)
                 }
+                LayerBlob::Cached { descriptor, source } => {
+                    FinishedLayer::cached(layer.diff_id, descriptor, source)
+                }
                 LayerBlob::Stored(compressed) => FinishedLayer::stored(compressed, false),
                 LayerBlob::Making | LayerBlob::Tree => {
                     FinishedLayer::stored(&self.capture.finish(&layer.diff_id).await?, true)
@@ -443,10 +465,10 @@ impl Engine {
         let built = image.layers.iter().map(|layer| BuiltLayer {
             descriptor: layer.descriptor.clone(),
             diff_id: layer.diff_id,
-            origin: match (&layer.base, layer.new) {
-                (Some(_), _) => LayerOrigin::Base,
-                (None, false) => LayerOrigin::Cached,
-                (None, true) => LayerOrigin::Built,
+            origin: match (layer.base, layer.new) {
+                (true, _) => LayerOrigin::Base,
+                (false, false) => LayerOrigin::Cached,
+                (false, true) => LayerOrigin::Built,
             },
         });
         Ok(Outcome::Built {

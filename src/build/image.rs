@@ -40,6 +40,13 @@ pub(crate) enum LayerBlob {
         /// There.
         source: Arc<BaseSource>,
     },
+    /// In the cache repository, by another machine; perhaps also in the store.
+    Cached {
+        /// As the cache says.
+        descriptor: Descriptor,
+        /// There.
+        source: Arc<BaseSource>,
+    },
     /// In the store, by an earlier build.
     Stored(Compressed),
     /// Being compressed by this build; its tree is in the store.
@@ -53,8 +60,10 @@ pub(crate) enum LayerBlob {
 pub(crate) struct FinishedLayer {
     pub(crate) descriptor: Descriptor,
     pub(crate) diff_id: Digest,
-    /// Its base, if it is the base's.
-    pub(crate) base: Option<Arc<BaseSource>>,
+    /// The registry or layout that has its blob, if it is the base's or the cache's.
+    pub(crate) source: Option<Arc<BaseSource>>,
+    /// Whether it is the base's.
+    pub(crate) base: bool,
     /// Whether this build made it.
     pub(crate) new: bool,
 }
@@ -63,7 +72,7 @@ impl FinishedLayer {
     pub(crate) fn stored(compressed: &Compressed, new: bool) -> Self {
         let media_type = MediaType::from(compressed.compression.media_type());
         let descriptor = Descriptor::new(media_type, compressed.digest, compressed.size);
-        Self { descriptor, diff_id: compressed.diff_id, base: None, new }
+        Self { descriptor, diff_id: compressed.diff_id, source: None, base: false, new }
     }
 
     pub(crate) fn of_base(diff_id: Digest, descriptor: &Descriptor, source: &Arc<BaseSource>) -> Self {
@@ -73,12 +82,16 @@ impl FinishedLayer {
             ref other => other.clone(),
         };
         let descriptor = Descriptor::new(media_type, descriptor.digest, descriptor.size);
-        Self { descriptor, diff_id, base: Some(Arc::clone(source)), new: false }
+        Self { descriptor, diff_id, source: Some(Arc::clone(source)), base: true, new: false }
+    }
+
+    pub(crate) fn cached(diff_id: Digest, descriptor: &Descriptor, source: &Arc<BaseSource>) -> Self {
+        Self { base: false, ..Self::of_base(diff_id, descriptor, source) }
     }
 
     /// Its blob in the store, fetched if it is the base's and not there yet.
     async fn path(&self, bases: &Bases) -> Result<PathBuf, EngineError> {
-        if let Some(source) = &self.base {
+        if let Some(source) = &self.source {
             return bases.blob(&self.descriptor, source).await;
         }
         let digest = self.descriptor.digest;
@@ -265,11 +278,11 @@ async fn push_layer(
 ) -> Result<(), EngineError> {
     let repository = &destination.repository;
     let Descriptor { digest, size, .. } = layer.descriptor;
-    let from = match layer.base.as_deref() {
+    let from = match layer.source.as_deref() {
         Some(BaseSource::Registry(source)) if source.host == repository.host => vec![source.name.clone()],
         _ => Vec::new(),
     };
-    if layer.base.is_some() {
+    if layer.source.is_some() {
         let there = bases.client.has_blob(repository, &digest).await?
             || (!from.is_empty() && bases.client.mount_blob(repository, &digest, &from).await?);
         if there {

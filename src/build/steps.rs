@@ -276,10 +276,31 @@ impl Engine {
     /// What the cache has for a key, if the layer's blob is still there.
     ///
     /// A layer that only other stages see needs no blob. One of the image that has none yet gets it from its tree.
-    async fn known(&self, below: &[Layer], key: &Digest) -> Result<Option<Known>, EngineError> {
+    async fn known(&self, below: &[Layer], key: &Digest, is_run: bool) -> Result<Option<Known>, EngineError> {
         if self.options.cache == CacheUse::Ignore {
             return Ok(None);
         }
+        match self.known_here(below, key).await? {
+            None => self.known_elsewhere(key, is_run).await,
+            known => Ok(known),
+        }
+    }
+
+    /// What the cache repository has.
+    async fn known_elsewhere(&self, key: &Digest, is_run: bool) -> Result<Option<Known>, EngineError> {
+        let Some(cache) = self.capture.cache().filter(|cache| cache.wants(is_run)) else { return Ok(None) };
+        let [remote] = self.capture.remote_keys(&[*key])[..] else { return Ok(None) };
+        let Some(found) = cache.find(&remote).await else { return Ok(None) };
+        let layer = found.layer.map(|(diff_id, descriptor)| {
+            let blob = LayerBlob::Cached { descriptor, source: cache.source() };
+            Layer { diff_id, blob }
+        });
+        let diff_id = layer.as_ref().map(|layer| layer.diff_id);
+        record(&self.trees.bases.store, &[*key], &StepRecord { layer: diff_id })?;
+        Ok(Some(Known(layer)))
+    }
+
+    async fn known_here(&self, below: &[Layer], key: &Digest) -> Result<Option<Known>, EngineError> {
         let store = &self.trees.bases.store;
         let record = store.step(key)?.and_then(|bytes| serde_json::from_slice::<StepRecord>(&bytes).ok());
         let diff_id = match record {
@@ -314,7 +335,8 @@ impl Engine {
     ) -> Result<(bool, Option<String>), EngineError> {
         let is_linked = matches!(&work.action, Action::Copy(request, _) if request.lowers.is_empty());
         let below: &[Layer] = if is_linked { &[] } else { &state.layers };
-        if let Some(Known(layer)) = self.known(below, &work.key).await? {
+        let is_run = matches!(&work.action, Action::Run(..));
+        if let Some(Known(layer)) = self.known(below, &work.key, is_run).await? {
             state.record(work.created_by, layer);
             return Ok((true, None));
         }
@@ -335,7 +357,7 @@ impl Engine {
             Action::Copy(request, Some(layers)) => {
                 self.ensure(&layers).await?;
                 let key = self.content_key(&request, &work.created_by).await?;
-                if let Some(Known(layer)) = self.known(below, &key).await? {
+                if let Some(Known(layer)) = self.known(below, &key, is_run).await? {
                     let diff_id = layer.as_ref().map(|layer| layer.diff_id);
                     record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
                     state.record(work.created_by, layer);
@@ -347,7 +369,7 @@ impl Engine {
         };
         let worker = self.trees.worker().await?.clone();
         let (epoch, in_image) = (self.options.epoch, self.in_image);
-        let layer = self.capture.layer(&worker, made, epoch, &keys, in_image).await?;
+        let layer = self.capture.layer(&worker, made, epoch, &keys, (in_image, is_run)).await?;
         let blob = if in_image { LayerBlob::Making } else { LayerBlob::Tree };
         state.record(work.created_by, layer.map(|diff_id| Layer { diff_id, blob }));
         Ok((false, changed))

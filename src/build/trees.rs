@@ -107,6 +107,10 @@ impl AllTrees {
     pub(crate) async fn end_workers(&self) {
         let workers = self.workers();
         futures::future::join_all(workers.iter().map(WorkerProcess::end)).await;
+        // One that did not end in time was killed. What cannot be removed here is removed by the next prune.
+        if let Some(first) = self.all().first() {
+            drop(first.bases.store.forget_the_dead());
+        }
     }
 }
 
@@ -178,16 +182,24 @@ impl Trees {
 
     fn bytes_to_fetch(&self, layer: &Layer) -> u64 {
         match &layer.blob {
-            LayerBlob::Base { descriptor, source } if matches!(**source, BaseSource::Registry(_)) => {
+            LayerBlob::Base { descriptor, source } | LayerBlob::Cached { descriptor, source }
+                if matches!(**source, BaseSource::Registry(_)) =>
+            {
                 if self.bases.store.blob(&descriptor.digest).is_some() { 0 } else { descriptor.size }
             }
-            LayerBlob::Base { .. } | LayerBlob::Stored(_) | LayerBlob::Making | LayerBlob::Tree => 0,
+            LayerBlob::Base { .. }
+            | LayerBlob::Cached { .. }
+            | LayerBlob::Stored(_)
+            | LayerBlob::Making
+            | LayerBlob::Tree => 0,
         }
     }
 
     async fn blob(&self, layer: &Layer) -> Result<PathBuf, EngineError> {
         match &layer.blob {
-            LayerBlob::Base { descriptor, source } => self.bases.blob(descriptor, source).await,
+            LayerBlob::Base { descriptor, source } | LayerBlob::Cached { descriptor, source } => {
+                self.bases.blob(descriptor, source).await
+            }
             LayerBlob::Stored(compressed) => {
                 self.bases.store.blob(&compressed.digest).ok_or(EngineError::LayerGone(layer.diff_id))
             }

@@ -21,6 +21,8 @@ use crate::oci::{Host, Platform, Reference};
 use crate::registry::client::{Client, ClientConfig, Credentials, Reach};
 use crate::sandbox::IdMap;
 
+pub mod cache;
+
 /// The largest Docker configuration that is read.
 const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
 
@@ -109,6 +111,9 @@ pub struct BuildArguments {
     /// Run every step, whatever the cache knows
     #[arg(long)]
     pub no_cache: bool,
+    /// The cache repository
+    #[command(flatten)]
+    pub step_cache: cache::CacheArguments,
     /// Seconds since 1970: no time in the image is later
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_hyphen_values = true)]
     pub source_date_epoch: Option<i64>,
@@ -247,6 +252,8 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         Some((name, value)) => (name.to_owned(), value.to_owned()),
         None => (label.clone(), String::new()),
     });
+    let cache_repository =
+        arguments.step_cache.repository(&arguments.destination, platform.architecture())?;
     let destinations = if arguments.no_push { &[][..] } else { &arguments.destination };
     let tagged = |reference: &Reference| {
         if arguments.push_by_digest { reference.clone() } else { with_default_tag(reference.clone()) }
@@ -265,6 +272,7 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         epoch,
         reproducible: arguments.reproducible,
         cache: if arguments.no_cache { CacheUse::Ignore } else { CacheUse::Read },
+        cache_repository,
         network: arguments.network,
         limits: BuildLimits {
             time: arguments.time_limit,

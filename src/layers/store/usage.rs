@@ -99,6 +99,17 @@ impl LayerStore {
         Ok(self.path("pins").join(format!("{name}.json")))
     }
 
+    /// Removes the leases of processes that were killed. Others do it too, in time; they are small.
+    pub fn forget_the_dead(&self) -> Result<(), StoreError> {
+        let _exclusive = self.lock(FlockOperation::LockExclusive)?;
+        for path in files(&self.path("leases"))? {
+            if is_abandoned(&path)? {
+                std::fs::remove_file(&path).at("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The hexadecimal digits of every digest in use. Removes the leases of processes that are gone.
     pub(super) fn in_use(&self) -> Result<BTreeSet<String>, StoreError> {
         let mut used = BTreeSet::new();

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use hephy::build::{BuildEvent, BuildResult, Outcome, StepState};
 use hephy::oci::{Descriptor, Digest, Target};
 use hephy::registry::client::BlobSource;
 
@@ -61,6 +62,85 @@ async fn a_base_comes_from_the_mirror_and_the_image_goes_to_its_repository() {
         assert!(client.has_blob(&repository, &layer.digest).await.unwrap());
     }
     assert_eq!(trees(&place), 2);
+}
+
+/// A build by a machine that has nothing but the registry; what it printed goes to the caller.
+fn on_a_fresh_machine(registry: &Registry, config: &str, dockerfile: &str, flags: &[&str]) -> Place {
+    let place = Place::new();
+    place.file("a", "a");
+    let mirror = format!("{}/mirror", registry.address);
+    let mut command = place.command_with(&mirror, dockerfile, &["--docker-config-stdin"]);
+    command.arg("--destination").arg(format!("{}/hello:v1", registry.address)).args(flags);
+    let mut engine = command.stdin(Stdio::piped()).spawn().unwrap();
+    engine.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+    let output = engine.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?} {:?}", place.events());
+    place
+}
+
+fn ends(place: &Place) -> Vec<&'static str> {
+    let end = |event: &BuildEvent| match event {
+        BuildEvent::Step { state: StepState::Cached, .. } => Some("cached"),
+        BuildEvent::Step { state: StepState::Done { .. }, .. } => Some("done"),
+        _ => None,
+    };
+    place.events().iter().filter_map(end).collect()
+}
+
+fn image_of(place: &Place) -> String {
+    match BuildResult::read(&place.path("build/result.json")).unwrap().unwrap().outcome {
+        Outcome::Built { image, .. } => image.manifest.to_string(),
+        Outcome::Failed(failure) => panic!("{failure:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_that_another_machine_has_run_come_from_the_cache_repository() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let registry = Registry::start().await;
+    mirror(&registry).await;
+    let token = registry.server.tokens().for_build(&"hello".parse().unwrap(), Duration::from_mins(5));
+    let config = hephy::registry::server::docker_config(&registry.host(), &token);
+    let cache = format!("{}/hello/cache", registry.address);
+    let dockerfile = "FROM busybox:1 AS builder\nCOPY a /a\nRUN cat /a > /b; true\nRUN true\n\
+        FROM busybox:1\nCOPY --from=builder /b /b\nRUN echo c > /c\n";
+    tokio::task::block_in_place(|| {
+        let first = on_a_fresh_machine(&registry, &config, dockerfile, &["--cache-repo", &cache]);
+        assert_eq!(ends(&first), ["cached", "done", "done", "done", "cached", "done", "done"]);
+
+        let second = on_a_fresh_machine(&registry, &config, dockerfile, &["--cache-repo", &cache]);
+        assert_eq!(ends(&second), ["cached"; 7]);
+        assert_eq!(trees(&second), 0, "nothing was fetched and unpacked");
+        assert_eq!(image_of(&second), image_of(&first));
+
+        // A step after those that are known has the files that they made.
+        let more = format!("{dockerfile}RUN test \"$(cat /b /c)\" = ac && echo d > /d\n");
+        let third = on_a_fresh_machine(&registry, &config, &more, &["--cache-repo", &cache]);
+        assert_eq!(
+            ends(&third),
+            ["cached", "cached", "cached", "cached", "cached", "cached", "cached", "done"]
+        );
+
+        let old = ["--cache-repo", &cache, "--cache-ttl", "0s"];
+        let fourth = on_a_fresh_machine(&registry, &config, dockerfile, &old);
+        assert_eq!(ends(&fourth), ends(&first), "what is too old does not count");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_cannot_be_reached_is_told_once_and_fails_no_build() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let registry = Registry::start().await;
+    mirror(&registry).await;
+    let token = registry.server.tokens().for_build(&"hello".parse().unwrap(), Duration::from_mins(5));
+    let config = hephy::registry::server::docker_config(&registry.host(), &token);
+    let others = format!("{}/somebody-elses", registry.address);
+    let dockerfile = "FROM busybox:1\nRUN echo 1 > /a\nRUN echo 2 > /b\n";
+    let place = tokio::task::block_in_place(|| {
+        on_a_fresh_machine(&registry, &config, dockerfile, &["--cache-repo", &others])
+    });
+    let is_told = |event: &BuildEvent| matches!(event, BuildEvent::Note { text } if text.contains("somebody-elses` cannot be"));
+    assert_eq!(place.events().iter().filter(|event| is_told(event)).count(), 1, "{:?}", place.events());
 }
 
 /// How many trees the store has.

@@ -1,0 +1,231 @@
+//! Steps that other machines have run: each is a small image in a cache repository, tagged with the step's key.
+//!
+//! A cache never fails a build: where it cannot be read or written, that is told once, and the step is run.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+
+use crate::build::base::BaseSource;
+use crate::build::engine::EventSink;
+use crate::build::event::BuildEvent;
+use crate::build::key::KeyBuilder;
+use crate::layers::{Compressed, LayerStore};
+use crate::model::Chain;
+use crate::oci::{
+    Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, RawManifest, Repository, Tag, Target,
+};
+use crate::registry::client::{BlobSource, Client, ClientError};
+
+/// The diff id of a step's layer; without it the step makes none.
+const DIFF_ID: &str = "dev.hephy.step.diff-id";
+/// When the step was run (OCI image-spec, `annotations.md`).
+const CREATED: &str = "org.opencontainers.image.created";
+
+/// Where a build looks for steps, and leaves those that it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheRepository {
+    /// The repository.
+    pub repository: Repository,
+    /// How old what is found may be.
+    pub max_age: Duration,
+    /// Whether layers of COPY and ADD are kept there.
+    pub copies: bool,
+    /// Whether layers of RUN are kept there.
+    pub runs: bool,
+}
+
+/// What the cache has for a step.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundStep {
+    /// The layer that it makes, if it makes one.
+    pub(crate) layer: Option<(Digest, Descriptor)>,
+}
+
+/// The cache repository of one build. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct RemoteCache {
+    client: Client,
+    place: CacheRepository,
+    source: Arc<BaseSource>,
+    platform: Platform,
+    events: EventSink,
+    /// Whether it has been told that the cache cannot be used.
+    told: Arc<AtomicBool>,
+    pushes: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl RemoteCache {
+    pub(crate) fn new(client: Client, place: CacheRepository, platform: Platform, events: EventSink) -> Self {
+        let source = Arc::new(BaseSource::Registry(place.repository.clone()));
+        Self { client, place, source, platform, events, told: Arc::default(), pushes: Arc::default() }
+    }
+
+    /// Where the layers that are found can be fetched.
+    pub(crate) fn source(&self) -> Arc<BaseSource> {
+        Arc::clone(&self.source)
+    }
+
+    /// Whether a step of this kind (as in its key) is kept there.
+    pub(crate) const fn wants(&self, is_run: bool) -> bool {
+        if is_run { self.place.runs } else { self.place.copies }
+    }
+
+    /// Looks a step up.
+    pub(crate) async fn find(&self, key: &Digest) -> Option<FoundStep> {
+        if self.told.load(Ordering::Relaxed) {
+            return None;
+        }
+        match self.client.find_manifest(&self.place.repository, &target(key)?).await {
+            Ok(manifest) => read(&manifest?, self.place.max_age, Timestamp::now()),
+            Err(error) => {
+                self.tell("read", &error);
+                None
+            }
+        }
+    }
+
+    /// Leaves a step there, in the background.
+    pub(crate) fn keep(&self, store: &LayerStore, keys: &[Digest], layer: Option<Compressed>) {
+        let (this, store, keys) = (self.clone(), store.clone(), keys.to_vec());
+        self.pushes.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+            if let Err(error) = this.push(&store, &keys, layer.as_ref()).await {
+                this.tell("written", &error);
+            }
+        });
+    }
+
+    async fn push(
+        &self,
+        store: &LayerStore,
+        keys: &[Digest],
+        layer: Option<&Compressed>,
+    ) -> Result<(), ClientError> {
+        let repository = &self.place.repository;
+        if let Some(layer) = layer {
+            // One that was pruned meanwhile is not kept.
+            let Some(path) = store.blob(&layer.digest) else { return Ok(()) };
+            let blob = BlobSource::file(path, layer.digest, layer.size);
+            self.client.push_blob(repository, blob, &[]).await?;
+        }
+        let (config, manifest) = written(&self.platform, layer, Timestamp::now());
+        self.client.push_blob(repository, BlobSource::bytes(config), &[]).await?;
+        for key in keys {
+            if let Some(target) = target(key) {
+                self.client.push_manifest(repository, &target, &manifest).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, what: &str, error: &ClientError) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let text = format!("the cache `{}` cannot be {what}: {}", self.place.repository, Chain(error));
+            (self.events)(BuildEvent::Note { text });
+        }
+    }
+
+    /// Waits for everything that [`Self::keep`] began.
+    pub(crate) async fn settle(&self) {
+        let mut pushes = std::mem::take(&mut *self.pushes.lock().unwrap_or_else(PoisonError::into_inner));
+        while pushes.join_next().await.is_some() {}
+    }
+}
+
+/// The key of a step where also the form of its layer's blob matters.
+pub(crate) fn remote_key(key: &Digest, compression: &str) -> Digest {
+    KeyBuilder::new("remote").digest(*key).text(compression).finish()
+}
+
+fn target(key: &Digest) -> Option<Target> {
+    key.hex().parse::<Tag>().ok().map(Target::Tag)
+}
+
+/// The image of a step: one that every registry takes and every client reads.
+fn written(platform: &Platform, layer: Option<&Compressed>, now: Timestamp) -> (bytes::Bytes, RawManifest) {
+    let mut config = ImageConfig::new(platform);
+    config.rootfs.diff_ids = layer.map(|layer| layer.diff_id).into_iter().collect();
+    let config = config.to_bytes();
+    let layers = layer.map(|layer| {
+        let media_type = MediaType::from(layer.compression.media_type());
+        Descriptor::new(media_type, layer.digest, layer.size)
+    });
+    let mut manifest =
+        Manifest::image(Descriptor::of(MediaType::ImageConfig, &config), layers.into_iter().collect());
+    if let Some(layer) = layer {
+        manifest.annotations.insert(DIFF_ID.to_owned(), layer.diff_id.to_string());
+    }
+    manifest.annotations.insert(CREATED.to_owned(), now.to_string());
+    (config, RawManifest::image(&manifest))
+}
+
+/// What a manifest in the cache says; nothing if it is too old, or says nothing that we write.
+fn read(manifest: &RawManifest, max_age: Duration, now: Timestamp) -> Option<FoundStep> {
+    let manifest = manifest.as_image()?;
+    let created: Timestamp = manifest.annotations.get(CREATED)?.parse().ok()?;
+    if now.duration_since(created).unsigned_abs() > max_age {
+        return None;
+    }
+    match (manifest.annotations.get(DIFF_ID), manifest.layers.as_slice()) {
+        (None, []) => Some(FoundStep { layer: None }),
+        (Some(diff_id), [layer]) => Some(FoundStep { layer: Some((diff_id.parse().ok()?, layer.clone())) }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Compression;
+
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    fn layer() -> Compressed {
+        Compressed {
+            diff_id: Digest::of(b"tar"),
+            digest: Digest::of(b"gzip"),
+            size: 4,
+            uncompressed_size: 3,
+            compression: Compression::Gzip { level: 6 },
+        }
+    }
+
+    fn again(manifest: &RawManifest) -> RawManifest {
+        RawManifest::parse(manifest.bytes().clone(), None).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read_until_it_is_too_old() {
+        let now: Timestamp = "2026-01-10T00:00:00Z".parse().unwrap();
+        let (config, manifest) = written(&Platform::native(), Some(&layer()), now);
+        assert!(ImageConfig::parse(&config).is_ok());
+        let (diff_id, descriptor) = read(&again(&manifest), WEEK, now).unwrap().layer.unwrap();
+        assert_eq!((diff_id, descriptor.digest, descriptor.size), (layer().diff_id, layer().digest, 4));
+        assert_eq!(descriptor.media_type, MediaType::LayerTarGzip);
+        let later: Timestamp = "2026-01-18T00:00:00Z".parse().unwrap();
+        assert!(read(&again(&manifest), WEEK, later).is_none());
+        let (_, nothing) = written(&Platform::native(), None, now);
+        assert!(read(&again(&nothing), WEEK, now).unwrap().layer.is_none());
+    }
+
+    #[test]
+    fn an_image_of_somebody_else_is_no_step() {
+        let now = Timestamp::now();
+        let descriptor = Descriptor::of(MediaType::LayerTarGzip, b"layer");
+        let mut manifest = Manifest::image(Descriptor::of(MediaType::ImageConfig, b"{}"), vec![descriptor]);
+        assert!(read(&RawManifest::image(&manifest), WEEK, now).is_none());
+        manifest.annotations.insert(CREATED.to_owned(), now.to_string());
+        assert!(read(&RawManifest::image(&manifest), WEEK, now).is_none(), "a layer without its diff id");
+        manifest.annotations.insert(DIFF_ID.to_owned(), "sha256:no".to_owned());
+        assert!(read(&RawManifest::image(&manifest), WEEK, now).is_none());
+    }
+
+    #[test]
+    fn the_same_step_in_another_compression_is_another() {
+        let key = Digest::of(b"key");
+        assert_ne!(remote_key(&key, "gzip"), remote_key(&key, "zstd"));
+    }
+}
