@@ -22,6 +22,9 @@ fn own_child() -> Option<ExitCode> {
         let body = arguments.next();
         return Some(match body.as_ref().and_then(|body| body.to_str()) {
             Some(hephy::sandbox::steps::BODY) => hephy::sandbox::steps::main(),
+            Some(hephy::sandbox::ladder::PROBE) => {
+                hephy::sandbox::ladder::probe_main(arguments.next().as_ref().and_then(|here| here.to_str()))
+            }
             Some("build") => hephy::build::worker::main(),
             Some(hephy::sandbox::app::BODY) => hephy::sandbox::app::inner_main(),
             _ => ExitCode::from(2),

@@ -5,16 +5,17 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::build::protocol::{CopyFrom, CopyRequest, IgnoreText};
-use crate::build::worker::{Body, WorkerError, accounts};
+use crate::build::worker::{Body, OpenRoot, WorkerError, accounts};
 use crate::dockerfile::IgnoreFile;
-use crate::layers::{self, CopyOptions, Excluded, ModeChange, NewFile, Owner, Owners, SourceHash, Staged};
-use crate::sandbox::Sandbox as _;
+use crate::layers::{
+    self, CopyOptions, Excluded, LaidFiles, ModeChange, NewFile, Owner, Owners, SourceHash, Staged,
+};
 
 /// An opened place that files are copied from.
 pub(super) struct Source {
     root: layers::Root,
     /// The merged view of several layers, and its scratch directory.
-    mounted: Option<(crate::sandbox::Root, Staged)>,
+    mounted: Option<(OpenRoot, Staged)>,
 }
 
 impl Source {
@@ -31,11 +32,11 @@ impl Source {
             CopyFrom::ContextCopy => Ok(Self { root: layers::Root::open(body.context()?)?, mounted: None }),
             CopyFrom::Layers(layers) => {
                 let staged = body.stage()?;
-                let mounted = body.open_root(&staged, layers)?;
+                let mounted = body.open_root(&staged, layers, LaidFiles::Linked)?;
                 match layers::Root::open(mounted.path()) {
                     Ok(root) => Ok(Self { root, mounted: Some((mounted, staged)) }),
                     Err(error) => {
-                        body.sandbox().close(mounted)?;
+                        body.close_unchanged(mounted)?;
                         Err(error.into())
                     }
                 }
@@ -50,7 +51,7 @@ impl Source {
     pub(super) fn close(self, body: &mut Body) -> Result<(), WorkerError> {
         drop(self.root);
         if let Some((mounted, staged)) = self.mounted {
-            body.sandbox().close(mounted)?;
+            body.close_unchanged(mounted)?;
             drop(staged);
         }
         Ok(())

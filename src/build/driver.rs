@@ -77,6 +77,16 @@ pub enum NetworkMode {
     None,
 }
 
+impl From<NetworkMode> for crate::sandbox::NetworkMode {
+    fn from(mode: NetworkMode) -> Self {
+        match mode {
+            NetworkMode::Host => Self::Host,
+            NetworkMode::Isolated => Self::Isolated,
+            NetworkMode::None => Self::None,
+        }
+    }
+}
+
 /// How layers are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]

@@ -36,7 +36,7 @@ use crate::layers::Compression;
 use crate::model::{PlatformImage, Step};
 use crate::oci::{ImageConfig, Platform, Reference};
 use crate::registry::client::Client;
-use crate::sandbox::IdMap;
+use crate::sandbox::ladder::Rung;
 
 /// What is built, and how.
 #[derive(Clone)]
@@ -59,8 +59,8 @@ pub struct BuildOptions {
     pub mirrors: Vec<Mirror>,
     /// The layer store.
     pub layers: PathBuf,
-    /// The ids of the sandbox.
-    pub ids: IdMap,
+    /// How RUN is kept apart, and the ids of the sandbox.
+    pub rung: Rung,
     /// Seconds since 1970: no time in the image is later.
     pub epoch: Option<i64>,
     /// Whether layers made for another epoch are left aside.
@@ -221,13 +221,14 @@ impl Engine {
                 .map_err(|_| EngineError::Wrong(format!("`SOURCE_DATE_EPOCH={epoch}` is not a time")))?,
             None => started_at,
         };
-        let (store, map) = open_store(&options.layers, &options.ids)?;
+        let (store, map) = open_store(&options.layers, &options.rung.ids)?;
         let lease = store.lease()?;
         let (client, mirrors) = (options.client.clone(), options.mirrors.clone());
         let bases = Bases { client: client.clone(), mirrors, store: store.clone() };
         let worker_options = WorkerOptions {
             layers: options.layers.clone(),
-            ids: options.ids.clone(),
+            isolation: options.rung.isolation,
+            ids: options.rung.ids.clone(),
             map,
             network: options.network,
             limits: options.limits,
@@ -276,7 +277,7 @@ impl Engine {
         let triggers = self.resolve(&mut plan, &global).await?;
         self.total = plan.stages.keys().map(|index| steps_of(&plan, &triggers, *index)).sum();
         self.stages = plan.stages.len();
-        let (platform, isolation) = (self.options.platform.clone(), "userns".to_owned());
+        let (platform, isolation) = (self.options.platform.clone(), self.options.rung.to_string());
         (self.events)(BuildEvent::Started { platform, steps: self.total, isolation });
         self.run_stages(&plan, &triggers).await?;
         self.at = None;

@@ -97,6 +97,9 @@ impl BuildEvent {
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         match self {
+            Self::Started { isolation, .. } if isolation != "userns" => {
+                vec![format!("isolation: {isolation}")]
+            }
             Self::Started { .. } | Self::Finished { .. } => Vec::new(),
             Self::Step { number, of, text, state, .. } => {
                 step_line(*number, *of, text, state).into_iter().collect()

@@ -18,6 +18,7 @@ mod event;
 mod image;
 mod key;
 mod parallel;
+mod plain;
 mod plan;
 mod process;
 mod protocol;

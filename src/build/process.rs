@@ -12,13 +12,14 @@ use crate::build::driver::{BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::protocol::{Request, Response};
 use crate::layers::{LayerStore, Owner, StoreError};
-use crate::sandbox::{IdMap, Killer, Limits, Worker, WorkerSpec};
+use crate::sandbox::{IdMap, Isolation, Killer, Limits, Worker, WorkerSpec};
 
 /// How a worker is started.
 #[derive(Clone)]
 pub(crate) struct WorkerOptions {
     /// The layer store, which is the worker's directory.
     pub(crate) layers: PathBuf,
+    pub(crate) isolation: Isolation,
     pub(crate) ids: IdMap,
     /// The name under which the store keeps trees of this id map.
     pub(crate) map: String,
@@ -143,13 +144,10 @@ fn start_worker(options: &WorkerOptions) -> Result<(Worker, OwnedFd), EngineErro
     let mut worker = Worker::start(&WorkerSpec {
         executable: WorkerSpec::own_executable(),
         body: "build".to_owned(),
+        isolation: options.isolation,
         ids: options.ids.clone(),
         directory: options.layers.clone(),
-        network: match options.network {
-            NetworkMode::Host => crate::sandbox::NetworkMode::Host,
-            NetworkMode::Isolated => crate::sandbox::NetworkMode::Isolated,
-            NetworkMode::None => crate::sandbox::NetworkMode::None,
-        },
+        network: options.network.into(),
         limits: limits(&options.limits),
         environment: Vec::new(),
     })?;

@@ -20,6 +20,7 @@ pub async fn prune(layers: &Path, ids: &IdMap, policy: PrunePolicy) -> Result<Pr
 async fn prune_in_worker(layers: &Path, ids: &IdMap, policy: PrunePolicy) -> Result<Pruned, EngineError> {
     let (_, map) = open_store(layers, ids)?;
     let worker = WorkerProcess::start(&WorkerOptions {
+        isolation: crate::sandbox::Isolation::Userns,
         layers: layers.to_owned(),
         ids: ids.clone(),
         map,

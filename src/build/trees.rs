@@ -16,7 +16,7 @@ use crate::build::user::ImageUser;
 use crate::layers::Lease;
 use crate::oci::{Digest, ImageConfig, Platform, Reference};
 use crate::registry::client::Client;
-use crate::sandbox::IdMap;
+use crate::sandbox::{IdMap, Isolation};
 
 /// An image whose layers are trees in the store: ready to run.
 #[derive(Debug)]
@@ -56,14 +56,15 @@ async fn local(
     let bases = Bases { client, mirrors: Vec::new(), store: store.clone() };
     let image = bases.resolve(&reference.to_string(), platform).await?;
     let (network, limits) = (NetworkMode::None, BuildLimits::default());
-    let options = WorkerOptions { layers: layers.to_owned(), ids: ids.clone(), map, network, limits };
+    let (layers, isolation) = (layers.to_owned(), Isolation::Userns);
+    let options = WorkerOptions { layers: layers.clone(), isolation, ids: ids.clone(), map, network, limits };
     let trees = Trees { bases, lease: store.lease()?, options, worker: OnceCell::new() };
     trees.ensure(&image.layers, &|_| {}).await?;
     let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id).collect();
     let mut paths = Vec::new();
     for diff_id in &diff_ids {
         let path = trees.lease.tree(diff_id)?.ok_or(EngineError::LayerGone(*diff_id))?;
-        paths.push(path.strip_prefix(layers).map(Path::to_owned).unwrap_or(path));
+        paths.push(path.strip_prefix(&layers).map(Path::to_owned).unwrap_or(path));
     }
     let user = image.config.config.user.clone();
     let request = Request::User { layers: diff_ids, user };

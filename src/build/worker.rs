@@ -1,6 +1,6 @@
 //! The body of `hephy __sandbox build`: the side of a build that owns trees and runs commands.
 //!
-//! One thread, one request at a time, inside the build's user namespace. It holds no credential and has no
+//! One thread, one request at a time, inside the build's user namespace if it has one. It holds no credential and has no
 //! network of its own use; it knows digests and descriptors, and its working directory is the layer store.
 
 use std::collections::BTreeMap;
@@ -13,15 +13,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::build::copying;
+use crate::build::plain::{Kept, Plain};
 use crate::build::protocol::{
     CopyFrom, CopyRequest, Made, Request, Response, RunEnd, RunRequest, WorkerFailure,
 };
 use crate::build::user::{Accounts, UserError};
-use crate::layers::{self, DiffInput, LayerStore, Lease, Owner, Owners, Staged, TreeInfo, UnpackOptions};
+use crate::layers::{
+    self, DiffInput, LaidFiles, LayerStore, Lease, Owner, Owners, Staged, TreeInfo, UnpackOptions,
+};
 use crate::oci::Digest;
 use crate::sandbox::{
-    Access, Changes, Mount, MountSource, Outcome, Received, RootSpec, Sandbox, SandboxError, Stdio, Step,
-    StepNetwork, UserIds, UsernsSandbox, worker,
+    Access, Changes, Isolation, Mount, MountSource, Outcome, Received, RootSpec, Sandbox, SandboxError,
+    Stdio, Step, StepNetwork, UserIds, worker,
 };
 
 /// The largest `/etc/passwd` that is read.
@@ -71,7 +74,9 @@ pub(crate) enum WorkerError {
 impl WorkerError {
     /// Whether the pusher can fix it.
     fn is_app(&self) -> bool {
-        matches!(self, Self::Copy(_) | Self::User(_) | Self::Mode(_) | Self::Ignore(_)) && !is_disk_full(self)
+        let is_lacking = matches!(self, Self::Sandbox(SandboxError::Lacking { .. }));
+        let is_theirs = matches!(self, Self::Copy(_) | Self::User(_) | Self::Mode(_) | Self::Ignore(_));
+        (is_lacking || is_theirs) && !is_disk_full(self)
     }
 }
 
@@ -100,6 +105,7 @@ pub fn main() -> ExitCode {
         hangup: None,
         store: None,
         made: BTreeMap::new(),
+        kept: Kept::default(),
         next: 0,
         context: None,
     };
@@ -124,12 +130,36 @@ struct Store {
     lease: Lease,
 }
 
+/// What a step changed, before it is a layer.
+struct Changed {
+    /// The changes, as an upper directory.
+    staged: Staged,
+    lowers: Vec<Digest>,
+    /// The root with the changes in it, if it can serve another step.
+    plain: Option<Plain>,
+}
+
+/// An open root and what it stands on.
+pub(super) struct OpenRoot {
+    root: crate::sandbox::Root,
+    /// The directory that is the root, where there is no overlay; none if the upper is.
+    plain: Option<Plain>,
+}
+
+impl OpenRoot {
+    pub(super) fn path(&self) -> &Path {
+        self.root.path()
+    }
+}
+
 pub(super) struct Body {
-    sandbox: UsernsSandbox,
+    sandbox: Box<dyn Sandbox>,
     /// Readable when the engine is gone: then a running command is ended.
     hangup: Option<OwnedFd>,
     store: Option<Store>,
-    made: BTreeMap<Made, (Staged, Vec<Digest>)>,
+    made: BTreeMap<Made, Changed>,
+    /// Roots for later steps, where there is no overlay.
+    kept: Kept,
     next: u64,
     /// Where [`Request::Context`] put the context.
     context: Option<Staged>,
@@ -170,13 +200,19 @@ impl Body {
             Request::Diff { made, epoch } => self.diff(made, epoch, one(fds)?),
             Request::Pack { diff_id, lowers } => self.pack(diff_id, &lowers, one(fds)?),
             Request::Commit { made, diff_id, entries, bytes } => {
-                let (staged, _) = self.made.remove(&made).ok_or(WorkerError::Protocol)?;
+                let Changed { staged, plain, .. } = self.made.remove(&made).ok_or(WorkerError::Protocol)?;
                 self.store()?.store.commit_tree(staged, &diff_id, TreeInfo { entries, bytes })?;
                 self.store()?.lease.hold(&diff_id)?;
+                if let Some(mut plain) = plain {
+                    plain.layers.push(diff_id);
+                    self.kept.put(plain);
+                }
                 Ok(Response::Done)
             }
             Request::Discard { made } => {
-                drop(self.made.remove(&made));
+                if let Some(plain) = self.made.remove(&made).and_then(|changed| changed.plain) {
+                    self.kept.put(plain);
+                }
                 Ok(Response::Done)
             }
             Request::User { layers, user } => {
@@ -191,10 +227,6 @@ impl Body {
             }
             Request::Prune { policy } => Ok(Response::Pruned(self.store()?.store.prune(&policy)?)),
         }
-    }
-
-    pub(super) fn sandbox(&mut self) -> &mut UsernsSandbox {
-        &mut self.sandbox
     }
 
     pub(super) fn context(&self) -> Result<&Path, WorkerError> {
@@ -237,20 +269,81 @@ impl Body {
         self.trees(layers)?.iter().rev().map(|tree| Ok(layers::Root::open(tree)?)).collect()
     }
 
-    /// Opens the merged tree of `lowers`, whose changes go to `staged`.
+    /// Opens the merged tree of `lowers`, whose changes go to `staged`. `files`: whether existing files are written to.
     pub(super) fn open_root(
         &mut self,
         staged: &Staged,
         lowers: &[Digest],
-    ) -> Result<crate::sandbox::Root, WorkerError> {
+        files: LaidFiles,
+    ) -> Result<OpenRoot, WorkerError> {
         layers::match_root(&layers::Root::open(staged.tree())?, &self.roots(lowers)?, Owners::Keep)?;
-        let spec = RootSpec {
+        let mut spec = RootSpec {
             lowers: self.trees(lowers)?,
             upper: staged.tree().to_owned(),
             work: staged.work().to_owned(),
             mount_point: staged.work().with_file_name("merged"),
         };
-        Ok(self.sandbox.open(&spec)?)
+        let mut plain = None;
+        if self.sandbox.isolation() == Isolation::InPlace {
+            // On nothing, what is changed is all there is.
+            let own = if lowers.is_empty() && files == LaidFiles::Linked {
+                None
+            } else {
+                Some(self.plain(lowers, files)?)
+            };
+            let directory = own.as_ref().map_or(staged, |plain| &plain.staged);
+            directory.tree().clone_into(&mut spec.mount_point);
+            directory.work().clone_into(&mut spec.work);
+            plain = own;
+        }
+        Ok(OpenRoot { root: self.sandbox.open(&spec)?, plain })
+    }
+
+    /// A directory with these layers in it, made of the one that has most of them.
+    fn plain(&mut self, layers: &[Digest], files: LaidFiles) -> Result<Plain, WorkerError> {
+        let mut plain = match self.kept.take(layers, files) {
+            Some(plain) => plain,
+            None => Plain::empty(self.stage()?, files)?,
+        };
+        let trees = self.trees(layers)?;
+        let rest: Vec<_> =
+            layers.iter().copied().zip(trees.iter().map(PathBuf::as_path)).skip(plain.layers.len()).collect();
+        plain.lay(&rest)?;
+        Ok(plain)
+    }
+
+    /// Closes a root that was only read.
+    pub(super) fn close_unchanged(&mut self, open: OpenRoot) -> Result<(), WorkerError> {
+        self.sandbox.close(open.root)?;
+        if let Some(plain) = open.plain {
+            self.kept.put(plain);
+        }
+        Ok(())
+    }
+
+    /// Closes a root whose changes nobody wants; a plain one is not what its layers are any more.
+    fn close_spoilt(&mut self, open: OpenRoot) -> Result<(), WorkerError> {
+        Ok(self.sandbox.close(open.root)?)
+    }
+
+    /// Closes a root and keeps what changed in it.
+    fn close_changed(
+        &mut self,
+        mut open: OpenRoot,
+        staged: Staged,
+        lowers: Vec<Digest>,
+    ) -> Result<Made, WorkerError> {
+        // Removes the mount points that a step needed, so that they are in no layer.
+        let changes = self.sandbox.changes(&mut open.root);
+        self.sandbox.close(open.root)?;
+        if let (Changes::Scan { since }, Some(plain)) = (changes?, &mut open.plain) {
+            let upper = layers::Root::open(staged.tree())?;
+            plain.root.gather(since, &self.roots(&lowers)?, &upper).map_err(WorkerError::Prepare)?;
+        }
+        self.next += 1;
+        let made = Made(self.next);
+        self.made.insert(made, Changed { staged, lowers, plain: open.plain });
+        Ok(made)
     }
 
     /// Lets `change` write into the merged tree of `lowers`, and keeps what it changed.
@@ -260,19 +353,13 @@ impl Body {
         change: impl FnOnce(&layers::Root) -> Result<(), WorkerError>,
     ) -> Result<Response, WorkerError> {
         let staged = self.stage()?;
-        let root = self.open_root(&staged, &lowers)?;
+        let open = self.open_root(&staged, &lowers, LaidFiles::Linked)?;
         let changed =
-            layers::Root::open(root.path()).map_err(WorkerError::from).and_then(|root| change(&root));
-        self.sandbox.close(root)?;
-        changed?;
-        Ok(Response::Changed(self.keep(staged, lowers)))
-    }
-
-    fn keep(&mut self, staged: Staged, lowers: Vec<Digest>) -> Made {
-        self.next += 1;
-        let made = Made(self.next);
-        self.made.insert(made, (staged, lowers));
-        made
+            layers::Root::open(open.path()).map_err(WorkerError::from).and_then(|root| change(&root));
+        match changed {
+            Ok(()) => Ok(Response::Changed(self.close_changed(open, staged, lowers)?)),
+            Err(error) => self.close_spoilt(open).and(Err(error)),
+        }
     }
 
     fn copy(&mut self, copy: &CopyRequest, context: Option<OwnedFd>) -> Result<Response, WorkerError> {
@@ -284,16 +371,16 @@ impl Body {
 
     fn run(&mut self, run: &RunRequest, output: OwnedFd) -> Result<Response, WorkerError> {
         let staged = self.stage()?;
-        let mut root = self.open_root(&staged, &run.lowers)?;
+        let mut open = self.open_root(&staged, &run.lowers, LaidFiles::Copied)?;
         let scratch = staged.work().with_file_name(SCRIPT_FILE);
-        let end = self.run_in(&mut root, run, &scratch, output);
-        // Removes the mount points that the step needed, so that they are in no layer.
-        let changes = self.sandbox.changes(&mut root);
-        self.sandbox.close(root)?;
-        let end = end?;
-        let Changes::Upper { .. } = changes? else { return Err(WorkerError::Protocol) };
-        let made = (end == RunEnd::Exited(0)).then(|| self.keep(staged, run.lowers.clone()));
-        Ok(Response::Ran { end, made })
+        match self.run_in(&mut open.root, run, &scratch, output) {
+            Ok(end @ RunEnd::Exited(0)) => {
+                let made = self.close_changed(open, staged, run.lowers.clone())?;
+                Ok(Response::Ran { end, made: Some(made) })
+            }
+            Ok(end) => self.close_spoilt(open).map(|()| Response::Ran { end, made: None }),
+            Err(error) => self.close_spoilt(open).and(Err(error)),
+        }
     }
 
     fn run_in(
@@ -343,7 +430,7 @@ impl Body {
     }
 
     fn diff(&self, made: Made, epoch: Option<i64>, out: OwnedFd) -> Result<Response, WorkerError> {
-        let (staged, lowers) = self.made.get(&made).ok_or(WorkerError::Protocol)?;
+        let Changed { staged, lowers, plain } = self.made.get(&made).ok_or(WorkerError::Protocol)?;
         let upper = layers::Root::open(staged.tree())?;
         let changes = layers::diff(&DiffInput { upper: &upper, lowers: &self.roots(lowers)?, ignore: &[] })?;
         if changes.is_empty() {
@@ -351,6 +438,9 @@ impl Body {
         }
         let written = layers::write_tar(&changes, &upper, epoch, File::from(out))?;
         layers::normalize_times(&changes, &upper, epoch)?;
+        if let Some(plain) = plain {
+            layers::normalize_times(&changes, plain.root.root(), epoch)?;
+        }
         Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }
 }

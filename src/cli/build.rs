@@ -19,7 +19,8 @@ use crate::build::{
 };
 use crate::oci::{Host, Platform, Reference};
 use crate::registry::client::{Client, ClientConfig, Credentials, Reach};
-use crate::sandbox::IdMap;
+use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
+use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
 
 pub mod cache;
 
@@ -60,7 +61,7 @@ pub struct BuildArguments {
     /// The platform of the image [default: this machine's]
     #[arg(long, value_name = "OS/ARCHITECTURE")]
     pub custom_platform: Option<Platform>,
-    /// Build for a platform whose programs this machine does not run natively
+    /// Build for a platform whose programs this machine does not run natively, or in place as the host's root
     #[arg(long)]
     pub force: bool,
     /// Build without pushing
@@ -144,6 +145,8 @@ pub enum IsolationChoice {
     Auto,
     /// User, mount and process namespaces.
     Userns,
+    /// A directory of this container, without namespaces and mounts.
+    InPlace,
 }
 
 /// How progress is told.
@@ -233,8 +236,8 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
     let platform_error = |text: String| Refusal { text, code: code::PLATFORM };
     std::fs::create_dir_all(&data)
         .map_err(|error| platform_error(format!("`{}`: {error}", data.display())))?;
-    let ids = IdMap::choose(&data.join("idmap.json"))
-        .map_err(|error| platform_error(crate::build::chain(&error).join(": ")))?;
+    let rung =
+        rung(arguments, &data).map_err(|error| platform_error(crate::build::chain(&error).join(": ")))?;
     let mut build_args = BTreeMap::new();
     for argument in &arguments.build_arg {
         match argument.split_once('=') {
@@ -268,7 +271,7 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         destinations: destinations.iter().map(tagged).collect(),
         mirrors: arguments.mirror.clone(),
         layers: layers_directory(&data),
-        ids,
+        rung,
         epoch,
         reproducible: arguments.reproducible,
         cache: if arguments.no_cache { CacheUse::Ignore } else { CacheUse::Read },
@@ -284,6 +287,17 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         tar: arguments.tar_path.clone(),
         client: client(arguments)?,
     })
+}
+
+fn rung(arguments: &BuildArguments, data: &Path) -> Result<Rung, SandboxError> {
+    let wish = match arguments.isolation {
+        IsolationChoice::Auto => Wish::Any,
+        IsolationChoice::Userns => Wish::One(Isolation::Userns),
+        IsolationChoice::InPlace => Wish::One(Isolation::InPlace),
+    };
+    let executable = WorkerSpec::own_executable();
+    let network = arguments.network.into();
+    choose(wish, &Circumstances { data, executable: &executable, network, force: arguments.force })
 }
 
 fn data_directory(arguments: &BuildArguments) -> Result<PathBuf, String> {

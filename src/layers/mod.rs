@@ -13,6 +13,7 @@ mod gzip;
 mod lowers;
 mod node;
 mod place;
+mod plain;
 mod root;
 mod sniff;
 mod store;
@@ -33,6 +34,7 @@ pub use entries::{ArchiveError, Limits};
 pub use error::FileError;
 pub use node::Owner;
 pub use place::{Owners, match_root};
+pub use plain::{LaidFiles, PlainRoot};
 pub use root::{Root, RootError};
 pub use sniff::{Decompressed, Format, Verified, sniff};
 pub use store::{

@@ -67,7 +67,7 @@ impl Node {
         Ok(Self::new(&rustix::fs::fstat(fd)?))
     }
 
-    fn new(stat: &Stat) -> Self {
+    pub(super) fn new(stat: &Stat) -> Self {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory,
             FileType::Symlink => Kind::Symlink,
@@ -91,9 +91,10 @@ impl Node {
         }
     }
 
-    /// Whether this is how an overlay says "deleted": a character device 0/0.
+    /// Whether this says "deleted": a character device 0/0, as on an overlay; or a socket, which is in no layer, where the
+    /// trees themselves are on an overlay and such a device cannot be made.
     pub(super) fn is_whiteout(&self) -> bool {
-        self.kind == Kind::CharDevice && self.rdev == 0
+        (self.kind == Kind::CharDevice && self.rdev == 0) || self.kind == Kind::Socket
     }
 
     pub(super) fn is_directory(&self) -> bool {

@@ -482,13 +482,16 @@ fn create_file(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
 }
 
-fn set_opaque(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn set_opaque(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::fs::fsetxattr(dir, OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty())
 }
 
-/// Makes overlay's whiteout, which needs no privilege (Linux 5.8).
+/// Makes overlay's whiteout, which needs no privilege (Linux 5.8). On an overlay nobody may, nor is it then used with one.
 pub(super) fn make_whiteout(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
-    rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
+    match rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
+        Err(Errno::PERM) => rustix::fs::mknodat(dir, name, FileType::Socket, Mode::empty(), 0),
+        result => result,
+    }
 }
 
 #[cfg(test)]

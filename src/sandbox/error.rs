@@ -54,6 +54,28 @@ pub enum SandboxError {
         /// What is wrong with it.
         why: String,
     },
+    /// This isolation cannot do what is asked.
+    #[error("{what} is not possible here: {why}")]
+    Lacking {
+        /// What was asked.
+        what: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+    /// Neither rung can be stood on.
+    #[error("RUN cannot be isolated here; user namespaces: {}; in place: {in_place}", .userns.chain())]
+    NoIsolation {
+        /// Why not in a user namespace.
+        userns: Box<Self>,
+        /// Why not in place.
+        in_place: String,
+    },
+    /// An overlay cannot be made of directories on an overlay.
+    #[error("`{}` is on an overlay file system, as a container's own files are; put it on a volume (`--data`)", data.display())]
+    OnOverlay {
+        /// The data directory.
+        data: PathBuf,
+    },
     /// The other process of the sandbox reported a failure.
     #[error("the sandbox reported: {0}")]
     Reported(String),

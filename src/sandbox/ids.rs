@@ -47,6 +47,8 @@ enum MapWriter {
     Ourselves,
     /// `newuidmap` and `newgidmap`.
     Programs,
+    /// Nobody: they are in force.
+    Nobody,
 }
 
 /// What is kept in the data directory.
@@ -74,11 +76,21 @@ impl IdMap {
                 next: "start hephy outside of it, or in a pod with `hostUsers: false`".to_owned(),
             });
         }
-        Ok(Self {
-            uids: identity(&available.uids),
-            gids: identity(&available.gids),
-            writer: MapWriter::Ourselves,
-        })
+        // What may mount in it needs no other.
+        let writer = if super::ladder::may_mount() { MapWriter::Nobody } else { MapWriter::Ourselves };
+        Ok(Self { uids: identity(&available.uids), gids: identity(&available.gids), writer })
+    }
+
+    /// Whether the ids are those of the namespace that the starter is in, so that no new one is to be made.
+    pub(super) fn is_in_force(&self) -> bool {
+        self.writer == MapWriter::Nobody
+    }
+
+    /// The ids that this process sees, as they are.
+    #[must_use]
+    pub fn in_force() -> Self {
+        let all = vec![Extent { inside: 0, outside: 0, count: COUNT }];
+        Self { uids: all.clone(), gids: all, writer: MapWriter::Nobody }
     }
 
     /// The host's user and group id of the sandbox's root, who owns what the sandbox writes.
@@ -110,6 +122,7 @@ impl IdMap {
                 run_map_program("newuidmap", process, &self.uids)?;
                 run_map_program("newgidmap", process, &self.gids)
             }
+            MapWriter::Nobody => Ok(()),
         }
     }
 

@@ -21,7 +21,7 @@ use super::network::NetworkFiles;
 use super::{Outcome, SandboxError, Stdio, Step, StepNetwork, root, system};
 
 /// What root in a container may do, as every container runtime has it.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+pub(super) const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::FOWNER)
@@ -95,7 +95,7 @@ fn begin(
     let forked = system::fork_into(nix::sched::CloneFlags::empty()).doing(|| "fork".to_owned())?;
     let command = match forked {
         ForkResult::Child => {
-            let error = execute(step, &program, &stdio);
+            let error = execute(step, &program, &stdio, CAPABILITIES, None);
             // The pipe is the first process's too; one of the two writes.
             system::leave(program.status_of(&error, report));
         }
@@ -138,7 +138,7 @@ fn reap_until(command: Pid) -> Result<Outcome, SandboxError> {
 }
 
 /// To the command's whole group: a shell that runs it as its child passes nothing on.
-fn pass_on(command: Pid, signal: Signal) -> Result<(), SandboxError> {
+pub(super) fn pass_on(command: Pid, signal: Signal) -> Result<(), SandboxError> {
     let sent = match nix::sys::signal::killpg(command, signal) {
         // It has not made its group yet.
         Err(Errno::ESRCH) => nix::sys::signal::kill(command, signal),
@@ -152,7 +152,7 @@ fn pass_on(command: Pid, signal: Signal) -> Result<(), SandboxError> {
 }
 
 /// Reaps what has ended; tells whether any child is left.
-fn reap(command: Pid, outcome: &mut Option<Outcome>) -> Result<bool, SandboxError> {
+pub(super) fn reap(command: Pid, outcome: &mut Option<Outcome>) -> Result<bool, SandboxError> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, status)) if pid == command => *outcome = Some(Outcome::Exited(status)),
@@ -168,14 +168,14 @@ fn reap(command: Pid, outcome: &mut Option<Outcome>) -> Result<bool, SandboxErro
 }
 
 /// The command in the form the kernel takes it, made while errors can still be told.
-struct Program {
+pub(super) struct Program {
     candidates: Vec<CString>,
     argv: Vec<CString>,
     environment: Vec<CString>,
 }
 
 impl Program {
-    fn new(step: &Step) -> Result<Self, SandboxError> {
+    pub(super) fn new(step: &Step) -> Result<Self, SandboxError> {
         let name = step.argv.first().filter(|name| !name.is_empty()).ok_or_else(|| SandboxError::Root {
             path: step.directory.clone(),
             why: "was given an empty command to run".to_owned(),
@@ -188,7 +188,7 @@ impl Program {
     }
 
     /// What a shell would exit with; anything else than a missing or unusable program is our failure.
-    fn status_of(&self, error: &ExecuteError, report: BorrowedFd<'_>) -> i32 {
+    pub(super) fn status_of(&self, error: &ExecuteError, report: BorrowedFd<'_>) -> i32 {
         match error {
             ExecuteError::Exec(Errno::ENOENT | Errno::ENOTDIR) => 127,
             ExecuteError::Exec(Errno::EACCES | Errno::ENOEXEC | Errno::EPERM | Errno::EISDIR) => 126,
@@ -225,7 +225,7 @@ fn c_string(text: &str) -> Result<CString, SandboxError> {
         .doing(|| format!("pass on {text:?}, which contains a zero byte,"))
 }
 
-enum ExecuteError {
+pub(super) enum ExecuteError {
     Before(SandboxError),
     Exec(Errno),
 }
@@ -236,8 +236,15 @@ impl From<SandboxError> for ExecuteError {
     }
 }
 
-fn execute(step: &Step, program: &Program, stdio: &Stdio) -> ExecuteError {
-    match become_the_step(step, stdio) {
+/// Becomes the command; only failure returns. With a `parent` the command dies with it.
+pub(super) fn execute(
+    step: &Step,
+    program: &Program,
+    stdio: &Stdio,
+    capabilities: CapabilitySet,
+    parent: Option<Pid>,
+) -> ExecuteError {
+    match become_the_step(step, stdio, capabilities).and_then(|()| parent.map_or(Ok(()), die_with)) {
         Ok(()) => ExecuteError::Exec(program.exec()),
         Err(error) => error.into(),
     }
@@ -261,7 +268,7 @@ impl Program {
 }
 
 /// Streams, limits, directory and rights, in the order in which each still may be changed.
-fn become_the_step(step: &Step, stdio: &Stdio) -> Result<(), SandboxError> {
+fn become_the_step(step: &Step, stdio: &Stdio, capabilities: CapabilitySet) -> Result<(), SandboxError> {
     nix::unistd::setsid().doing(|| "start a session".to_owned())?;
     let streams = || "set up the standard streams".to_owned();
     nix::unistd::dup2_stdin(&stdio.stdin).doing(streams)?;
@@ -273,7 +280,7 @@ fn become_the_step(step: &Step, stdio: &Stdio) -> Result<(), SandboxError> {
     give_streams(step, stdio);
     rustix::process::chdir(&step.directory)
         .doing(|| format!("enter the working directory `{}`", step.directory.display()))?;
-    drop_capabilities()?;
+    drop_capabilities(capabilities)?;
     take_ids(step)?;
     if step.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().doing(|| "give up new privileges".to_owned())?;
@@ -305,12 +312,12 @@ fn limit_resources() -> Result<(), SandboxError> {
 }
 
 /// Root keeps what the bounding set keeps, since its exec takes everything that is in it.
-fn drop_capabilities() -> Result<(), SandboxError> {
+fn drop_capabilities(kept: CapabilitySet) -> Result<(), SandboxError> {
     let doing = || "give up capabilities".to_owned();
     rustix::thread::clear_ambient_capability_set().doing(doing)?;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
-        if CAPABILITIES.contains(capability) {
+        if kept.contains(capability) {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -321,6 +328,13 @@ fn drop_capabilities() -> Result<(), SandboxError> {
         }
     }
     Ok(())
+}
+
+/// After the change of ids, which clears it.
+fn die_with(parent: Pid) -> Result<(), SandboxError> {
+    let doing = || "bind the command to its supervisor".to_owned();
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).doing(doing)?;
+    if nix::unistd::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH).doing(doing) }
 }
 
 fn take_ids(step: &Step) -> Result<(), SandboxError> {

@@ -13,7 +13,9 @@ pub mod app;
 pub mod cgroup;
 mod error;
 mod ids;
+mod in_place;
 mod init;
+pub mod ladder;
 mod mount_points;
 mod network;
 mod overlay;
@@ -35,6 +37,7 @@ use serde::{Deserialize, Serialize};
 pub use cgroup::Limits;
 pub use error::SandboxError;
 pub use ids::IdMap;
+pub use in_place::InPlaceSandbox;
 pub use network::{ADDRESS, NetworkMode};
 pub use protocol::{Channel, MAX_FDS, MAX_FRAME_BYTES, ProtocolError, Received};
 pub use running::Running;
@@ -53,15 +56,14 @@ pub const INIT_COMMAND: &str = "__init";
 pub enum Isolation {
     /// User, mount and pid namespaces.
     Userns,
-    /// None: the image's root is this container's root.
+    /// None: a directory of this container is the root.
     InPlace,
 }
 
 /// A place where steps are run in roots made of layers.
 ///
 /// The order is `open`, then any number of `start`, each waited for before the next, then `changes`, then `close`.
-/// One root is open at a time where the isolation is [`Isolation::InPlace`].
-pub trait Sandbox {
+pub trait Sandbox: std::fmt::Debug {
     /// How strict it is.
     fn isolation(&self) -> Isolation;
 
@@ -90,7 +92,8 @@ pub struct RootSpec {
     pub upper: PathBuf,
     /// An empty directory on the file system of `upper`; made if absent.
     pub work: PathBuf,
-    /// Where the root is to be seen; made if absent.
+    /// Where the root is to be seen; made if absent. [`Isolation::InPlace`] expects what `lowers` show together to be
+    /// there already, as plain files that nothing else shares.
     pub mount_point: PathBuf,
 }
 
@@ -100,6 +103,8 @@ pub struct Root {
     path: PathBuf,
     upper: PathBuf,
     made: Vec<mount_points::Made>,
+    /// What [`Isolation::InPlace`] has of it.
+    plain: Option<in_place::Plain>,
 }
 
 impl Root {

@@ -176,6 +176,7 @@ fn tun(device: &Path) -> Option<Finding> {
 fn attempt(needs: Needs<'_>) -> Result<(), SandboxError> {
     let directory = needs.data.join("preflight");
     let mut worker = Worker::start(&WorkerSpec {
+        isolation: super::Isolation::Userns,
         executable: needs.executable.to_owned(),
         body: steps::BODY.to_owned(),
         ids: IdMap::choose(&needs.data.join("idmap.json"))?,

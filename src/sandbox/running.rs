@@ -13,11 +13,21 @@ use nix::unistd::Pid;
 use rustix::process::PidfdFlags;
 
 use super::error::Doing;
+use super::in_place::end_children;
 use super::init::{LINGER, Report};
 use super::{Outcome, SandboxError};
 
 /// The longest report of a first process: an error with its causes.
 const MAX_REPORT_BYTES: u64 = 64 << 10;
+
+/// What ends the processes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The kernel, when the first one ends.
+    Namespace,
+    /// The first one; if it could not, this process, to which they come.
+    Supervised,
+}
 
 /// A started step. When it is dropped, all its processes are killed.
 #[derive(Debug)]
@@ -26,14 +36,15 @@ pub struct Running {
     pidfd: OwnedFd,
     report: OwnedFd,
     reaped: bool,
+    ending: Ending,
 }
 
 impl Running {
-    pub(super) fn new(first: Pid, report: OwnedFd) -> Result<Self, SandboxError> {
+    pub(super) fn new(first: Pid, report: OwnedFd, ending: Ending) -> Result<Self, SandboxError> {
         let doing = || "watch the step".to_owned();
         let pid = rustix::process::Pid::from_raw(first.as_raw()).ok_or(Errno::ESRCH).doing(doing)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).doing(doing)?;
-        Ok(Self { first, pidfd, report, reaped: false })
+        Ok(Self { first, pidfd, report, reaped: false, ending })
     }
 
     /// Waits until the command has ended and nothing of it is left.
@@ -122,6 +133,9 @@ impl Running {
                 Err(Errno::EINTR) => {}
                 other => {
                     self.reaped = true;
+                    if self.ending == Ending::Supervised {
+                        end_children()?;
+                    }
                     return other.doing(|| "wait for the step".to_owned());
                 }
             }

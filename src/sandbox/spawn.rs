@@ -20,7 +20,8 @@ use super::error::Doing;
 use super::network::Uplink;
 use super::worker::{Order, Progress};
 use super::{
-    Channel, IdMap, Limits, NetworkMode, ProtocolError, Received, SandboxError, WORKER_COMMAND, system,
+    Channel, IdMap, Isolation, Limits, NetworkMode, ProtocolError, Received, SandboxError, WORKER_COMMAND,
+    system,
 };
 
 /// How a worker is started.
@@ -30,6 +31,8 @@ pub struct WorkerSpec {
     pub executable: PathBuf,
     /// Which of its bodies: the argument after [`WORKER_COMMAND`].
     pub body: String,
+    /// How its steps are kept apart.
+    pub isolation: Isolation,
     /// The sandbox's ids.
     pub ids: IdMap,
     /// Where the worker is; made if absent, and given to the sandbox's root.
@@ -220,7 +223,11 @@ impl Worker {
     }
 
     fn lead_in(&mut self, process: Pid, spec: &WorkerSpec) -> Result<(), SandboxError> {
-        self.channel.send(&Order::Begin { ids: spec.ids.clone(), network: spec.network }, &[])?;
+        let (isolation, ids, network) = (spec.isolation, spec.ids.clone(), spec.network);
+        self.channel.send(&Order::Begin { isolation, ids, network }, &[])?;
+        if isolation == Isolation::InPlace {
+            return self.expect(&Progress::Entered);
+        }
         self.expect(&Progress::Unmapped)?;
         spec.ids.apply(process)?;
         self.channel.send(&Order::Mapped, &[])?;

@@ -59,14 +59,14 @@ fn serve(entered: worker::Entered) -> Result<(), SandboxError> {
     let worker::Entered { mut channel, mut sandbox } = entered;
     let mut open = None;
     while let Some(Received { message, fds }) = channel.receive()? {
-        let answer = answer(&mut sandbox, &mut open, message, fds, channel.as_fd());
+        let answer = answer(&mut *sandbox, &mut open, message, fds, channel.as_fd());
         channel.send(&answer.unwrap_or_else(|error| Answer::Failed(error.chain())), &[])?;
     }
     open.map_or(Ok(()), |root| sandbox.close(root))
 }
 
 fn answer(
-    sandbox: &mut impl Sandbox,
+    sandbox: &mut dyn Sandbox,
     open: &mut Option<Root>,
     request: Request,
     fds: Vec<OwnedFd>,

@@ -10,6 +10,7 @@ use nix::unistd::ForkResult;
 use super::error::Doing;
 use super::init::{self, Start};
 use super::network::NetworkFiles;
+use super::running::Ending;
 use super::{
     Changes, Isolation, NetworkMode, Root, RootSpec, Running, Sandbox, SandboxError, Stdio, Step,
     StepNetwork, mount_points, overlay, root, system,
@@ -36,7 +37,7 @@ impl Sandbox for UsernsSandbox {
 
     fn open(&mut self, spec: &RootSpec) -> Result<Root, SandboxError> {
         overlay::mount(spec)?;
-        Ok(Root { path: spec.mount_point.clone(), upper: spec.upper.clone(), made: Vec::new() })
+        Ok(Root { path: spec.mount_point.clone(), upper: spec.upper.clone(), made: Vec::new(), plain: None })
     }
 
     fn start(&mut self, root: &mut Root, step: &Step, stdio: Stdio) -> Result<Running, SandboxError> {
@@ -61,7 +62,7 @@ impl Sandbox for UsernsSandbox {
         }
         before.thread_set_mask().doing(mask)?;
         match forked.doing(|| "start a process in new namespaces".to_owned())? {
-            ForkResult::Parent { child } => Running::new(child, report),
+            ForkResult::Parent { child } => Running::new(child, report, Ending::Namespace),
             ForkResult::Child => system::leave(1),
         }
     }

@@ -9,7 +9,10 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::error::Doing;
-use super::{Channel, IdMap, NetworkMode, ProtocolError, SandboxError, UsernsSandbox, system, userns};
+use super::{
+    Channel, IdMap, InPlaceSandbox, Isolation, NetworkMode, ProtocolError, Sandbox, SandboxError,
+    UsernsSandbox, in_place, system, userns,
+};
 
 /// What a worker has once it is in its namespaces.
 #[derive(Debug)]
@@ -17,14 +20,14 @@ pub struct Entered {
     /// The conversation with the process that started it.
     pub channel: Channel,
     /// Where steps are run.
-    pub sandbox: UsernsSandbox,
+    pub sandbox: Box<dyn Sandbox>,
 }
 
 /// What the starter says while a worker enters its namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// The first: make a user namespace.
-    Begin { ids: IdMap, network: NetworkMode },
+    /// The first: be isolated so.
+    Begin { isolation: Isolation, ids: IdMap, network: NetworkMode },
     /// The ids are written; take them.
     Mapped,
     /// The network namespace has its uplink, or needs none.
@@ -50,9 +53,9 @@ pub(super) enum Progress {
 pub fn enter() -> Result<Entered, SandboxError> {
     let mut channel = take_channel()?;
     match enter_by(&mut channel) {
-        Ok(network) => {
+        Ok(sandbox) => {
             channel.send(&Progress::Entered, &[])?;
-            Ok(Entered { channel, sandbox: UsernsSandbox::new(network) })
+            Ok(Entered { channel, sandbox })
         }
         Err(error) => {
             channel.send(&Progress::Failed(error.chain()), &[])?;
@@ -70,11 +73,32 @@ fn take_channel() -> Result<Channel, SandboxError> {
     Ok(Channel::from(socket))
 }
 
-fn enter_by(channel: &mut Channel) -> Result<NetworkMode, SandboxError> {
-    let Order::Begin { ids, network } = next_order(channel)? else {
+fn enter_by(channel: &mut Channel) -> Result<Box<dyn Sandbox>, SandboxError> {
+    let Order::Begin { isolation, ids, network } = next_order(channel)? else {
         return Err(SandboxError::Reported("orders came in the wrong order".to_owned()));
     };
-    nix::sched::unshare(CloneFlags::CLONE_NEWUSER).doing(|| "make a user namespace".to_owned())?;
+    let sandbox: Box<dyn Sandbox> = match isolation {
+        Isolation::Userns => {
+            enter_namespaces(channel, &ids, network)?;
+            Box::new(UsernsSandbox::new(network))
+        }
+        Isolation::InPlace => {
+            in_place::enter()?;
+            Box::new(InPlaceSandbox::new(network))
+        }
+    };
+    if let Err(error) = system::leave_session_keyring() {
+        // A kernel without keys, or a container that forbids the call: then it is forbidden to steps too.
+        tracing::debug!(%error, "the session's keyring stays");
+    }
+    nix::sys::prctl::set_dumpable(false).doing(|| "close the worker's memory".to_owned())?;
+    Ok(sandbox)
+}
+
+fn enter_namespaces(channel: &mut Channel, ids: &IdMap, network: NetworkMode) -> Result<(), SandboxError> {
+    if !ids.is_in_force() {
+        nix::sched::unshare(CloneFlags::CLONE_NEWUSER).doing(|| "make a user namespace".to_owned())?;
+    }
     channel.send(&Progress::Unmapped, &[])?;
     expect(channel, &Order::Mapped)?;
     become_root()?;
@@ -93,13 +117,10 @@ fn enter_by(channel: &mut Channel) -> Result<NetworkMode, SandboxError> {
     let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .doing(|| "keep mounts to ourselves".to_owned())?;
-    userns::forbid_nested();
-    if let Err(error) = system::leave_session_keyring() {
-        // A kernel without keys, or a container that forbids the call: then it is forbidden to steps too.
-        tracing::debug!(%error, "the session's keyring stays");
+    if !ids.is_in_force() {
+        userns::forbid_nested();
     }
-    nix::sys::prctl::set_dumpable(false).doing(|| "close the worker's memory".to_owned())?;
-    Ok(network)
+    Ok(())
 }
 
 /// Becomes root of the new namespace. It stays dumpable for now: its `/proc` directory must belong to its user while its

@@ -360,6 +360,7 @@ impl Holder {
 
     fn worker_spec(&self, network: NetworkMode) -> WorkerSpec {
         WorkerSpec {
+            isolation: crate::sandbox::Isolation::Userns,
             executable: WorkerSpec::own_executable(),
             body: BODY.to_owned(),
             ids: self.spec.ids.clone(),

@@ -15,8 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::error::Doing;
 use crate::sandbox::{
-    ADDRESS, Channel, Outcome, Received, Root, RootSpec, Running, Sandbox, SandboxError, Step, UsernsSandbox,
-    steps, worker,
+    ADDRESS, Channel, Outcome, Received, Root, RootSpec, Running, Sandbox, SandboxError, Step, steps, worker,
 };
 
 /// The name of this worker body.
@@ -76,7 +75,7 @@ pub fn main() -> ExitCode {
 }
 
 struct Inner {
-    sandbox: UsernsSandbox,
+    sandbox: Box<dyn Sandbox>,
     app: Option<(Running, Root)>,
 }
 

@@ -7,6 +7,7 @@ mod driver;
 mod failures;
 mod hostile;
 mod images;
+mod in_place;
 mod pushes;
 mod stages;
 
@@ -80,6 +81,12 @@ impl Place {
         drop(fs::remove_dir_all(&layout));
         let mut command = self.command(dockerfile, arguments);
         let output = command.arg("--oci-layout-path").arg(&layout).output().unwrap();
+        self.built(output)
+    }
+
+    /// What a build that has just ended here left.
+    pub(crate) fn built(&self, output: Output) -> Built {
+        let layout = self.path("layout");
         let events = self.events();
         let result = BuildResult::read(&self.path("build/result.json")).unwrap();
         let result =

@@ -33,6 +33,7 @@ impl Bench {
         let directory = readable_directory();
         let layers = directory.path().join("layers");
         let worker = Worker::start(&WorkerSpec {
+            isolation: hephy::sandbox::Isolation::Userns,
             executable: executable(),
             body: BODY.to_owned(),
             ids: ids(directory.path()),
