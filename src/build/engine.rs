@@ -21,7 +21,7 @@ use crate::build::driver::{
 };
 use crate::build::error::EngineError;
 use crate::build::event::{BuildEvent, StepState};
-use crate::build::image::{Assembled, FinishedLayer, LayerBlob};
+use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
 use crate::build::process::{WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
@@ -75,6 +75,10 @@ pub struct BuildOptions {
     pub limits: BuildLimits,
     /// How layers are compressed.
     pub compression: Compression,
+    /// The types of manifest, configuration and layers.
+    pub format: ImageFormat,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
     /// An OCI image layout directory to add the image to.
     pub oci_layout: Option<PathBuf>,
     /// A tar to write the image to.
@@ -454,7 +458,8 @@ impl Engine {
                 }
             });
         }
-        let image = Assembled::new(state.config, layers);
+        let image =
+            Assembled::new(state.config, layers, self.options.format, self.options.annotations.clone());
         let bases = &self.trees.bases;
         image.push(bases, &self.options.destinations).await?;
         if let Some(directory) = &self.options.oci_layout {

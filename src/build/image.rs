@@ -106,14 +106,47 @@ pub(crate) struct Assembled {
     pub(crate) layers: Vec<FinishedLayer>,
 }
 
+/// The types of an image's documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ImageFormat {
+    /// OCI's.
+    #[default]
+    Oci,
+    /// Docker's, for registries and clients that know no others.
+    Docker,
+}
+
+impl ImageFormat {
+    fn of(self, media_type: MediaType) -> MediaType {
+        match (self, media_type) {
+            (Self::Docker, MediaType::ImageManifest) => MediaType::DockerManifest,
+            (Self::Docker, MediaType::ImageConfig) => MediaType::DockerConfig,
+            (Self::Docker, MediaType::LayerTar) => MediaType::DockerLayer,
+            (Self::Docker, MediaType::LayerTarGzip) => MediaType::DockerLayerGzip,
+            (Self::Docker, MediaType::LayerTarZstd) => MediaType::DockerLayerZstd,
+            (_, other) => other,
+        }
+    }
+}
+
 impl Assembled {
-    pub(crate) fn new(mut config: ImageConfig, layers: Vec<FinishedLayer>) -> Self {
+    pub(crate) fn new(
+        mut config: ImageConfig,
+        mut layers: Vec<FinishedLayer>,
+        format: ImageFormat,
+        annotations: BTreeMap<String, String>,
+    ) -> Self {
+        for layer in &mut layers {
+            layer.descriptor.media_type = format.of(layer.descriptor.media_type.clone());
+        }
         config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
         let config = config.to_bytes();
-        let descriptor = Descriptor::of(MediaType::ImageConfig, &config);
+        let descriptor = Descriptor::of(format.of(MediaType::ImageConfig), &config);
         let descriptors = layers.iter().map(|layer| layer.descriptor.clone()).collect();
-        let manifest = RawManifest::image(&Manifest::image(descriptor, descriptors));
-        Self { config, manifest, layers }
+        let mut manifest = Manifest::image(descriptor, descriptors);
+        manifest.media_type = Some(format.of(MediaType::ImageManifest));
+        manifest.annotations = annotations;
+        Self { config, manifest: RawManifest::image(&manifest), layers }
     }
 
     pub(crate) fn config_digest(&self) -> Digest {

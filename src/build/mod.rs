@@ -38,7 +38,7 @@ pub use driver::{
 };
 pub use engine::{Afterwards, BuildOptions, EventSink, build, layers_directory};
 pub use event::{BuildEvent, MAX_LINE_BYTES, StepState, elapsed};
-pub use image::{compression, with_default_tag};
+pub use image::{ImageFormat, compression, with_default_tag};
 pub use process::open_layer_store;
 pub use prune::prune;
 pub use remote_cache::CacheRepository;

@@ -23,6 +23,7 @@ use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
 use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
 
 pub mod cache;
+pub mod kaniko;
 
 /// The largest Docker configuration that is read.
 const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -112,6 +113,9 @@ pub struct BuildArguments {
     /// Run every step, whatever the cache knows
     #[arg(long)]
     pub no_cache: bool,
+    /// What kaniko has besides
+    #[command(flatten)]
+    pub kaniko: kaniko::KanikoArguments,
     /// The cache repository
     #[command(flatten)]
     pub step_cache: cache::CacheArguments,
@@ -183,7 +187,9 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
             return refused(&refusal.text, refusal.code);
         }
     };
-    let events = sink(arguments.progress, directory.as_ref());
+    let json = arguments.kaniko.log_format.as_deref() == Some("json");
+    let progress = if json { Progress::Json } else { arguments.progress };
+    let events = sink(progress, arguments.kaniko.log_timestamp, directory.as_ref());
     let (result, afterwards) = runtime.block_on(async {
         let cancel = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signals(cancel.clone()));
@@ -216,6 +222,9 @@ impl From<String> for Refusal {
 }
 
 fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
+    if let Some(refusal) = arguments.kaniko.refusal() {
+        return Err(refusal.into());
+    }
     let outputs = [&arguments.tar_path, &arguments.oci_layout_path];
     if arguments.destination.is_empty() && !arguments.no_push && outputs.iter().all(|output| output.is_none())
     {
@@ -283,6 +292,8 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
             cpus: arguments.cpus,
         },
         compression: compression(arguments.compression, arguments.compression_level),
+        format: arguments.kaniko.image_format,
+        annotations: arguments.kaniko.annotations()?.into_iter().collect(),
         oci_layout: arguments.oci_layout_path.clone(),
         tar: arguments.tar_path.clone(),
         client: client(arguments)?,
@@ -370,7 +381,7 @@ impl BuildDirectory {
     }
 }
 
-fn sink(progress: Progress, directory: Option<&BuildDirectory>) -> EventSink {
+fn sink(progress: Progress, timestamps: bool, directory: Option<&BuildDirectory>) -> EventSink {
     let file = directory.map(|directory| Arc::clone(&directory.events));
     Arc::new(move |event: BuildEvent| {
         let json = || serde_json::to_string(&event).unwrap_or_default();
@@ -382,6 +393,10 @@ fn sink(progress: Progress, directory: Option<&BuildDirectory>) -> EventSink {
         }
         match progress {
             Progress::Json => tell(&json()),
+            Progress::Plain if timestamps => {
+                let now = jiff::Timestamp::now().strftime("%FT%TZ").to_string();
+                event.lines().iter().for_each(|line| tell(&format!("{now} {line}")));
+            }
             Progress::Plain => event.lines().iter().for_each(|line| tell(line)),
         }
     })
@@ -411,6 +426,15 @@ async fn cancel_on_signals(cancel: CancellationToken) {
     cancel.cancel();
 }
 
+/// Writes a file whole or not at all.
+fn write_whole(path: &Path, content: &str) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    file.write_all(content.as_bytes())?;
+    file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
+
 fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
     let image = match &result.outcome {
         Outcome::Built { image, .. } => image,
@@ -423,10 +447,25 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
             });
         }
     };
-    if let Some(path) = &arguments.digest_file
-        && let Err(error) = std::fs::write(path, image.manifest.to_string())
-    {
-        return refused(&format!("failed to write `{}`: {error}", path.display()), code::PLATFORM);
+    let digest = image.manifest.to_string();
+    let of_each = |with_tag: bool| -> String {
+        let line = |reference: &Reference| {
+            let reference = with_default_tag(reference.clone());
+            let tag = reference.tag.filter(|_| with_tag).map(|tag| format!(":{tag}")).unwrap_or_default();
+            format!("{}{tag}@{digest}\n", reference.repository)
+        };
+        arguments.destination.iter().map(line).collect()
+    };
+    for (path, content) in [
+        (&arguments.digest_file, digest.clone()),
+        (&arguments.kaniko.image_name_with_digest_file, of_each(false)),
+        (&arguments.kaniko.image_name_tag_with_digest_file, of_each(true)),
+    ] {
+        if let Some(path) = path
+            && let Err(error) = write_whole(path, &content)
+        {
+            return refused(&format!("failed to write `{}`: {error}", path.display()), code::PLATFORM);
+        }
     }
     if arguments.build_directory.is_none() {
         if arguments.progress == Progress::Plain {

@@ -52,6 +52,7 @@ enum Subject {
 /// Runs the command line `arguments`, program name first.
 #[must_use]
 pub fn run(arguments: &[OsString]) -> ExitCode {
+    let arguments = &build_words(arguments)[..];
     let parsed = match CommandLine::try_parse_from(arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -73,6 +74,18 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
             }
         },
     }
+}
+
+/// The command line of `hephy build`, whatever name it was called by and however its flags are spelt.
+fn build_words(arguments: &[OsString]) -> Vec<OsString> {
+    let Some((program, words)) = arguments.split_first() else { return Vec::new() };
+    let words = match words {
+        words if build::kaniko::is_name(program) && words.first().is_none_or(|word| word != "build") => words,
+        [first, words @ ..] if first == "build" => words,
+        _ => return arguments.to_vec(),
+    };
+    let normal = build::kaniko::normalized(words);
+    [program.clone(), "build".into()].into_iter().chain(normal).collect()
 }
 
 /// Sends a verb to the server.

@@ -7,6 +7,7 @@ mod driver;
 mod failures;
 mod hostile;
 mod images;
+mod kaniko;
 mod in_place;
 mod pushes;
 mod stages;
