@@ -1,14 +1,16 @@
 //! COPY and ADD inside the worker: where files come from, and how they arrive.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::build::protocol::{CopyFrom, CopyRequest, IgnoreText};
+use crate::build::user::UserError;
 use crate::build::worker::{Body, OpenRoot, WorkerError, accounts};
 use crate::dockerfile::IgnoreFile;
 use crate::layers::{
-    self, CopyOptions, Excluded, LaidFiles, ModeChange, NewFile, Owner, Owners, SourceHash, Staged,
+    self, CopyOptions, Excluded, Included, LaidFiles, ModeChange, NewFile, Owner, Owners, SourceHash, Staged,
 };
 
 /// An opened place that files are copied from.
@@ -69,6 +71,12 @@ impl Exclusion {
         }
     }
 
+    /// What `--exclude` leaves out.
+    fn of_flags(patterns: &[String]) -> Result<Self, WorkerError> {
+        let parsed = IgnoreFile::of_patterns(patterns.iter().map(String::as_str));
+        parsed.map(Self).map_err(|reason| WorkerError::Pattern { flag: "--exclude", reason })
+    }
+
     pub(super) fn excludes(&self, path: &Path, is_directory: bool) -> Excluded {
         if !self.0.is_ignored(path) {
             Excluded::No
@@ -76,6 +84,34 @@ impl Exclusion {
             Excluded::YesButLookInside
         } else {
             Excluded::Yes
+        }
+    }
+}
+
+/// The patterns of the sources of `--parents`.
+struct Parents(BTreeMap<String, IgnoreFile>);
+
+impl Parents {
+    fn of(sources: &[String]) -> Result<Self, WorkerError> {
+        let parsed = |source: &String| {
+            let (_, pattern) = layers::pivot(source);
+            let parsed = IgnoreFile::of_patterns([pattern.as_str()])
+                .map_err(|reason| WorkerError::Pattern { flag: "--parents", reason })?;
+            Ok((pattern, parsed))
+        };
+        sources.iter().map(parsed).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn includes(&self, pattern: &str, path: &Path) -> Included {
+        let Some(pattern) = self.0.get(pattern) else { return Included::No };
+        if path.as_os_str().is_empty() {
+            Included::LookInside
+        } else if pattern.is_ignored(path) {
+            Included::Yes
+        } else if pattern.may_match_below(path) {
+            Included::LookInside
+        } else {
+            Included::No
         }
     }
 }
@@ -92,6 +128,12 @@ fn with_options<T>(
     };
     let exclusion = Exclusion::of(ignore)?;
     let exclude = |path: &Path, is_directory| exclusion.excludes(path, is_directory);
+    let flags = Exclusion::of_flags(&copy.exclude)?;
+    let exclude_within = |path: &Path, is_directory| flags.excludes(path, is_directory);
+    let parents = if copy.parents { Some(Parents::of(&copy.sources)?) } else { None };
+    let include = |pattern: &str, path: &Path| {
+        parents.as_ref().map_or(Included::Yes, |parents| parents.includes(pattern, path))
+    };
     let mode = match copy.chmod.as_deref() {
         Some(text) => Some(text.parse::<ModeChange>()?),
         None => None,
@@ -101,6 +143,8 @@ fn with_options<T>(
         preserve_owner: matches!(copy.from, CopyFrom::Layers(_)) && owner.is_none(),
         mode: mode.as_ref(),
         exclude: Some(&exclude),
+        exclude_within: if copy.exclude.is_empty() { None } else { Some(&exclude_within) },
+        parents: if parents.is_some() { Some(&include) } else { None },
         extract: copy.extract,
         owners: Owners::Keep,
     })
@@ -110,7 +154,7 @@ fn with_options<T>(
 pub(super) fn copy(copy: &CopyRequest, from: &layers::Root, to: &layers::Root) -> Result<(), WorkerError> {
     let owner = match &copy.chown {
         Some(text) => {
-            let (uid, gid) = accounts(to)?.owner(text)?;
+            let (uid, gid) = accounts(to)?.owner(text).map_err(|error| owner_error(copy, text, error))?;
             Some(Owner { uid, gid })
         }
         None => None,
@@ -127,6 +171,10 @@ pub(super) fn copy(copy: &CopyRequest, from: &layers::Root, to: &layers::Root) -
         }
         Ok(())
     })
+}
+
+fn owner_error(copy: &CopyRequest, owner: &str, error: UserError) -> WorkerError {
+    if copy.lowers.is_empty() { WorkerError::LinkedOwner(owner.to_owned()) } else { error.into() }
 }
 
 /// Hashes what a copy would see.

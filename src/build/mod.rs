@@ -10,6 +10,7 @@
 mod base;
 mod capture;
 mod context;
+mod copies;
 mod copying;
 mod driver;
 mod engine;

@@ -131,6 +131,10 @@ pub(crate) struct CopyRequest {
     pub(crate) chown: Option<String>,
     /// As `--chmod` says.
     pub(crate) chmod: Option<String>,
+    /// As `--exclude` says, each.
+    pub(crate) exclude: Vec<String>,
+    /// `--parents`.
+    pub(crate) parents: bool,
     /// ADD unpacks archives.
     pub(crate) extract: bool,
     /// `created` of files that have no time of their own.

@@ -6,23 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::build::capture::{StepRecord, record};
-use crate::build::copying;
-use crate::build::driver::{CacheUse, NetworkMode, chain};
+use crate::build::copies::{copy_step, supported_add};
+use crate::build::driver::{CacheUse, NetworkMode};
 use crate::build::engine::{BegunStep, Engine, millis};
 use crate::build::error::{EngineError, ending};
 use crate::build::event::{BuildEvent, MAX_LINE_BYTES, StepState};
 use crate::build::image::{Layer, LayerBlob};
 use crate::build::key::KeyBuilder;
-use crate::build::plan::{From, Plan};
-use crate::build::process::{blocking, read_lines};
-use crate::build::protocol::{
-    CopyFrom, CopyRequest, InlineContent, Request, Response, RunEnd, RunRequest, WorkerFailure,
-};
-use crate::build::state::{StageState, absolute};
-use crate::dockerfile::{
-    Add, Copy, Expander, Instruction, Located, Network, Run, RunCommand, Security, Sources,
-};
-use crate::layers::SourceHash;
+use crate::build::plan::Plan;
+use crate::build::process::read_lines;
+use crate::build::protocol::{CopyRequest, Request, Response, RunEnd, RunRequest};
+use crate::build::state::StageState;
+use crate::dockerfile::{Expander, Instruction, Located, Network, Run, RunCommand, Security};
 use crate::oci::Digest;
 
 /// How many of RUN's last lines a failure tells.
@@ -35,15 +30,15 @@ const MAX_FILES_BYTES: usize = 1024 * 1024;
 const SCRIPT_DIRECTORY: &str = "/run/hephy";
 
 /// A step that is known completely: its key and the work that makes its layer.
-struct Work {
-    key: Digest,
+pub(super) struct Work {
+    pub(super) key: Digest,
     /// The files of the context that a copy sees.
-    files: Option<Vec<(PathBuf, Digest)>>,
-    action: Action,
-    created_by: String,
+    pub(super) files: Option<Vec<(PathBuf, Digest)>>,
+    pub(super) action: Action,
+    pub(super) created_by: String,
 }
 
-enum Action {
+pub(super) enum Action {
     /// The command for people, and the request.
     Run(String, RunRequest),
     Copy(CopyRequest, Option<Vec<Layer>>),
@@ -55,17 +50,6 @@ enum Action {
 
 /// What the cache has for a step: its layer, if it makes one.
 struct Known(Option<Layer>);
-
-/// COPY and ADD, with what they have in common.
-struct CopyStep<'a> {
-    name: &'a str,
-    sources: &'a Sources,
-    from: From,
-    chown: Option<&'a String>,
-    chmod: Option<&'a String>,
-    link: bool,
-    extract: bool,
-}
 
 impl Engine {
     /// Applies one instruction.
@@ -113,10 +97,7 @@ impl Engine {
         let work = match instruction {
             Instruction::Run(run) => self.run_work(state, run)?,
             Instruction::Workdir(path) => self.directory_work(state, path)?,
-            Instruction::Copy(copy) => {
-                let copy = supported_copy(plan, index, copy)?;
-                self.copy_work(state, &copy, text).await?
-            }
+            Instruction::Copy(copy) => self.copy_work(state, &copy_step(plan, index, copy), text).await?,
             Instruction::Add(add) => self.copy_work(state, &supported_add(add)?, text).await?,
             _ => return Err(EngineError::Protocol),
         };
@@ -125,7 +106,7 @@ impl Engine {
     }
 
     /// The beginning of every key: what the step stands upon.
-    fn key(&self, kind: &str, below: &[Layer]) -> KeyBuilder {
+    pub(super) fn key(&self, kind: &str, below: &[Layer]) -> KeyBuilder {
         let mut key = KeyBuilder::new(kind);
         key.text(&self.options.platform.to_string());
         key.list(below.iter().map(|layer| layer.diff_id.to_string()));
@@ -208,69 +189,6 @@ impl Engine {
             action: Action::MakeDirectory { path, user },
             created_by,
         }))
-    }
-
-    async fn copy_work(
-        &mut self,
-        state: &StageState,
-        copy: &CopyStep<'_>,
-        text: &str,
-    ) -> Result<Option<Work>, EngineError> {
-        let below: &[Layer] = if copy.link { &[] } else { &state.layers };
-        let mut key = self.key(if copy.extract { "add" } else { "copy" }, below);
-        let destination = destination(&copy.sources.destination, &state.working_directory());
-        key.text(&destination).list(copy.sources.paths.iter());
-        key.optional(copy.chown.map(String::as_str)).optional(copy.chmod.map(String::as_str));
-        let inline = inline(state, copy.sources)?;
-        for file in &inline {
-            key.text(&file.name).text(&file.content);
-        }
-        let (from, layers) = match &copy.from {
-            From::Context => (CopyFrom::ContextDirectory { ignore: self.context.ignore.clone() }, None),
-            From::Stage(other) => {
-                let layers = self.states.get(other).ok_or(EngineError::Protocol)?.layers.clone();
-                (CopyFrom::Layers(diff_ids(&layers)), Some(layers))
-            }
-            From::Image(name) => {
-                let layers = self.images.get(name).ok_or(EngineError::Protocol)?.layers.clone();
-                (CopyFrom::Layers(diff_ids(&layers)), Some(layers))
-            }
-        };
-        let request = CopyRequest {
-            lowers: diff_ids(below),
-            from,
-            sources: copy.sources.paths.clone(),
-            inline,
-            destination,
-            chown: copy.chown.cloned(),
-            chmod: copy.chmod.cloned(),
-            extract: copy.extract,
-            now: self.options.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second()),
-        };
-        let mut files = None;
-        match &layers {
-            Some(layers) => {
-                key.text("layers").list(layers.iter().map(|layer| layer.diff_id.to_string()));
-            }
-            None if request.sources.is_empty() => {}
-            None => {
-                let hash = self.hash_context(&request).await?;
-                key.text("context").digest(hash.digest);
-                files = Some(hash.files);
-            }
-        }
-        let created_by =
-            format!("{} {}", copy.name, text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest));
-        Ok(Some(Work { key: key.finish(), files, action: Action::Copy(request, layers), created_by }))
-    }
-
-    async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
-        let (context, request) = (Arc::clone(&self.context), request.clone());
-        blocking(move || {
-            copying::hash(&request, context.root())
-                .map_err(|error| EngineError::Worker(WorkerFailure { app: true, chain: chain(&error) }))
-        })
-        .await
     }
 
     /// What the cache has for a key, if the layer's blob is still there.
@@ -403,25 +321,6 @@ impl Engine {
         Ok(changed.map(|(path, _)| path.clone()))
     }
 
-    /// The key of a copy between stages by what is copied, rather than by what the other stage is.
-    async fn content_key(&self, request: &CopyRequest, created_by: &str) -> Result<Digest, EngineError> {
-        let worker = self.trees.worker().await?;
-        let Response::Hashed(hash) = worker.call(Request::Hash(request.clone()), Vec::new()).await? else {
-            return Err(EngineError::Protocol);
-        };
-        let mut key = KeyBuilder::new("copy-content");
-        key.text(&self.options.platform.to_string()).list(request.lowers.iter().map(ToString::to_string));
-        key.text(&request.destination).optional(request.chown.as_deref()).optional(request.chmod.as_deref());
-        key.text(created_by).digest(hash);
-        for file in &request.inline {
-            key.text(&file.name).text(&file.content);
-        }
-        if self.options.reproducible {
-            key.optional(self.options.epoch.map(|epoch| epoch.to_string()).as_deref());
-        }
-        Ok(key.finish())
-    }
-
     async fn ensure(&self, layers: &[Layer]) -> Result<(), EngineError> {
         let events = Arc::clone(&self.events);
         let fetching = move |bytes: u64| {
@@ -432,7 +331,7 @@ impl Engine {
         self.trees.ensure(layers, &fetching).await
     }
 
-    async fn changed(
+    pub(super) async fn changed(
         &self,
         request: Request,
         fds: Vec<std::os::fd::OwnedFd>,
@@ -441,23 +340,6 @@ impl Engine {
             Response::Changed(made) => Ok(made),
             _ => Err(EngineError::Protocol),
         }
-    }
-
-    async fn copy_context(
-        &mut self,
-        mut request: CopyRequest,
-    ) -> Result<crate::build::protocol::Made, EngineError> {
-        if request.sources.is_empty() || self.context_for_worker().await? {
-            if request.sources.is_empty() {
-                // Nothing of the context is read; an empty list of layers is an empty place.
-                request.from = CopyFrom::Layers(Vec::new());
-            } else {
-                request.from = CopyFrom::ContextCopy;
-            }
-            return self.changed(Request::Copy(request), Vec::new()).await;
-        }
-        let directory = self.context.descriptor()?;
-        self.changed(Request::Copy(request), vec![directory]).await
     }
 
     async fn run_command(
@@ -503,66 +385,6 @@ fn format_arguments(arguments: &[(String, String)]) -> String {
     format!("|{} {} ", words.len(), words.join(" "))
 }
 
-fn diff_ids(layers: &[Layer]) -> Vec<Digest> {
+pub(super) fn diff_ids(layers: &[Layer]) -> Vec<Digest> {
     layers.iter().map(|layer| layer.diff_id).collect()
-}
-
-/// Where a copy goes: absolute, with the trailing slash that says "a directory".
-fn destination(text: &str, directory: &str) -> String {
-    let path = absolute(text, directory);
-    let is_directory = text.ends_with('/') || text == "." || text.ends_with("/.");
-    if is_directory && path != "/" { format!("{path}/") } else { path }
-}
-
-fn inline(state: &StageState, sources: &Sources) -> Result<Vec<InlineContent>, EngineError> {
-    let lookup = |name: &str| state.scope.lookup(name);
-    let expander = Expander::new(crate::dockerfile::Escape::default(), &lookup);
-    let content = |file: &crate::dockerfile::InlineFile| {
-        let content = if file.expand { expander.heredoc(&file.content)? } else { file.content.clone() };
-        Ok(InlineContent { name: file.name.clone(), content })
-    };
-    sources.inline.iter().map(content).collect()
-}
-
-fn supported_copy<'a>(plan: &Plan<'_>, index: usize, copy: &'a Copy) -> Result<CopyStep<'a>, EngineError> {
-    if copy.parents {
-        return Err(EngineError::Unsupported("`COPY --parents`".to_owned()));
-    }
-    if !copy.exclude.is_empty() {
-        return Err(EngineError::Unsupported("`COPY --exclude`".to_owned()));
-    }
-    Ok(CopyStep {
-        name: "COPY",
-        sources: &copy.sources,
-        from: plan.from(index, copy.from.as_deref()),
-        chown: copy.chown.as_ref(),
-        chmod: copy.chmod.as_ref(),
-        link: copy.link,
-        extract: false,
-    })
-}
-
-fn supported_add(add: &Add) -> Result<CopyStep<'_>, EngineError> {
-    let unsupported = |what: &str| Err(EngineError::Unsupported(what.to_owned()));
-    if !add.exclude.is_empty() {
-        return unsupported("`ADD --exclude`");
-    }
-    if add.checksum.is_some() || add.keep_git_dir.is_some() {
-        return unsupported("ADD of an address");
-    }
-    let is_address = |path: &&String| {
-        ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
-    };
-    if let Some(address) = add.sources.paths.iter().find(is_address) {
-        return unsupported(&format!("ADD of the address `{address}`"));
-    }
-    Ok(CopyStep {
-        name: "ADD",
-        sources: &add.sources,
-        from: From::Context,
-        chown: add.chown.as_ref(),
-        chmod: add.chmod.as_ref(),
-        link: add.link,
-        extract: add.unpack != Some(false),
-    })
 }

@@ -63,6 +63,10 @@ pub(crate) enum WorkerError {
     User(#[from] UserError),
     #[error("failed to read the ignore file")]
     Ignore(#[from] crate::dockerfile::IgnoreError),
+    #[error("a pattern of `{flag}` is wrong: {reason}")]
+    Pattern { flag: &'static str, reason: String },
+    #[error("`--chown={0}` names an account, and nothing below this copy has accounts: give numbers")]
+    LinkedOwner(String),
     #[error("failed to write the script of RUN")]
     Script(#[source] std::io::Error),
     #[error("the layer {0} is not in the store")]
@@ -75,7 +79,15 @@ impl WorkerError {
     /// Whether the pusher can fix it.
     fn is_app(&self) -> bool {
         let is_lacking = matches!(self, Self::Sandbox(SandboxError::Lacking { .. }));
-        let is_theirs = matches!(self, Self::Copy(_) | Self::User(_) | Self::Mode(_) | Self::Ignore(_));
+        let is_theirs = matches!(
+            self,
+            Self::Copy(_)
+                | Self::User(_)
+                | Self::Mode(_)
+                | Self::Ignore(_)
+                | Self::Pattern { .. }
+                | Self::LinkedOwner(_)
+        );
         (is_lacking || is_theirs) && !is_disk_full(self)
     }
 }

@@ -54,6 +54,16 @@ impl IgnoreFile {
         Ok(Self { patterns })
     }
 
+    /// The patterns of a flag, `--exclude` or a source of `--parents`: read as lines are, but that none is a comment.
+    ///
+    /// # Errors
+    /// What is wrong with the first one that is wrong.
+    pub fn of_patterns<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let texts = patterns.into_iter().map(str::trim).filter(|text| !text.is_empty());
+        let parsed = texts.map(Pattern::parse).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { patterns: parsed.into_iter().flatten().collect() })
+    }
+
     /// Whether a path is not in the context. The path is from the context's root, without `./`.
     #[must_use]
     pub fn is_ignored(&self, path: &Path) -> bool {
@@ -75,6 +85,13 @@ impl IgnoreFile {
     pub fn may_reinclude_below(&self, directory: &Path) -> bool {
         let directory = format!("{}/", directory.to_string_lossy());
         self.patterns.iter().any(|pattern| pattern.brings_back && pattern.may_match_below(&directory))
+    }
+
+    /// Whether something in a directory may match a pattern that does not begin with `!`.
+    #[must_use]
+    pub fn may_match_below(&self, directory: &Path) -> bool {
+        let directory = format!("{}/", directory.to_string_lossy());
+        self.patterns.iter().any(|pattern| !pattern.brings_back && pattern.may_match_below(&directory))
     }
 
     /// Whether nothing is ignored at all.

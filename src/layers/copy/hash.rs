@@ -39,7 +39,7 @@ pub fn hash_sources_listed(
 ) -> Result<SourceHash, CopyError> {
     let mut hasher = Hasher { options, inodes: HashMap::new(), files: Vec::new(), buffer: vec![0; 1 << 17] };
     let mut whole = Framed::new(b"hephy sources 1");
-    for selected in select(sources, from, options.exclude)? {
+    for selected in select(sources, from, options)? {
         whole.field(b"source", selected.name.as_bytes());
         hasher.source(&selected, from)?;
     }
@@ -59,13 +59,12 @@ struct Hasher<'a> {
 
 impl Hasher<'_> {
     fn source(&mut self, selected: &Selected, from: &Root) -> Result<(), CopyError> {
-        // The root of a context is whatever directory it was put in.
-        let is_context = selected.path.as_os_str().is_empty() && !self.options.preserve_owner;
-        if !is_context {
+        // Of a directory that is a source only what is in it is copied.
+        if !selected.node.is_directory() {
             self.file(&selected.path, &selected.node, from)?;
         }
-        for (path, node) in &selected.entries {
-            self.file(&selected.path.join(path), node, from)?;
+        for found in &selected.entries {
+            self.file(&selected.path.join(&found.path), &found.node, from)?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use super::unpack::UnpackError;
 
 pub use hash::{SourceHash, hash_sources, hash_sources_listed};
 pub use mode::{ModeChange, ModeError};
+pub use select::pivot;
 
 /// Why files could not be copied.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,11 @@ pub enum CopyError {
     /// A source that the ignore file takes away.
     #[error("`{0}` is excluded by the ignore file")]
     Excluded(String),
+    /// A path of `--parents` with a symlink in it.
+    #[error(
+        "`{0}` leads through a symlink, which `--parents` does not follow: give the path that it leads to"
+    )]
+    ParentsThroughSymlink(String),
     /// A wildcard that is none.
     #[error("`{0}` is not a valid pattern: a `[` needs its `]`, and `\\` a character after it")]
     Pattern(String),
@@ -78,6 +84,20 @@ pub enum Excluded {
 /// is to be excluded too.
 pub type Exclude<'a> = &'a dyn Fn(&Path, bool) -> Excluded;
 
+/// What `--parents` says of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Included {
+    /// It is copied, with everything in it.
+    Yes,
+    /// If it is a directory, something in it may be.
+    LookInside,
+    /// It is not copied, nor is anything in it.
+    No,
+}
+
+/// Asked with the pattern of a source, as [`pivot`] gives it, and every path below the pivot.
+pub type Include<'a> = &'a dyn Fn(&str, &Path) -> Included;
+
 /// How to copy.
 #[derive(Clone, Copy, Default)]
 pub struct CopyOptions<'a> {
@@ -87,8 +107,12 @@ pub struct CopyOptions<'a> {
     pub preserve_owner: bool,
     /// `--chmod`.
     pub mode: Option<&'a ModeChange>,
-    /// The ignore file and `--exclude`.
+    /// The ignore file.
     pub exclude: Option<Exclude<'a>>,
+    /// `--exclude`: asked for the paths in a directory that is a source, relative to it. A source itself is never excluded by it.
+    pub exclude_within: Option<Exclude<'a>>,
+    /// `--parents`: sources are copied with their paths.
+    pub parents: Option<Include<'a>>,
     /// `ADD`: archives are unpacked.
     pub extract: bool,
     /// Whether owners are set at all.
@@ -117,7 +141,8 @@ pub struct Copied {
 ///
 /// A directory's content is copied, not the directory. `dest` is a directory if it ends in `/`, exists as one, or there are several
 /// sources; symlinks in it are followed inside `to`. A source's own symlink is followed inside `from`, those in a
-/// directory are copied. A directory at `dest` keeps its mode and owner, those in it get the source's. Hard
+/// directory are copied. A directory at `dest` keeps its mode and owner, or is made with
+/// 0755 and 0:0; those in it get the source's. Hard
 /// links among the sources stay links. A wildcard may match nothing; a plain source must exist.
 pub fn copy(
     sources: &[&str],
@@ -126,7 +151,7 @@ pub fn copy(
     to: &Root,
     options: &CopyOptions<'_>,
 ) -> Result<Copied, CopyError> {
-    let selected = select::select(sources, from, options.exclude)?;
+    let selected = select::select(sources, from, options)?;
     let mut placer = place::Placer::new(to, options);
     let is_dir = sources.len() > 1 || selected.len() > 1 || place::names_directory(dest);
     for one in &selected {

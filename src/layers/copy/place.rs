@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
-use super::select::Selected;
+use super::select::{Found, Selected};
 use super::{Copied, CopyError, CopyOptions, NewFile};
 use crate::layers::entries::is_tar_header;
 use crate::layers::error::AtPath as _;
@@ -140,35 +140,36 @@ impl<'a> Placer<'a> {
         }
         let (from, to) = (from.subroot(&source.path)?, self.to.subroot(&dest)?);
         let base = self.to.canonical(&dest)?;
-        // The root of a context is whatever directory it was put in; its mode and time say nothing.
+        // The root of a context is whatever directory it was put in; its time says nothing.
         let is_context = source.path.as_os_str().is_empty() && !self.options.preserve_owner;
         let mut directories = Vec::new();
-        for (path, node) in &source.entries {
-            self.entry(&source.path, path, node, (&from, &to, &base))?;
-            if node.is_directory() {
-                directories.push((path.as_path(), node));
+        for found in &source.entries {
+            let is_new = self.entry(&source.path, found, (&from, &to, &base))?;
+            if found.node.is_directory() {
+                directories.push((found, is_new));
             }
         }
         // Filling a directory changes its time, and may need a mode that it is not to have.
-        for (path, node) in directories.into_iter().rev() {
-            self.finish_directory(path, node, &from, &to)?;
+        for (found, is_new) in directories.into_iter().rev() {
+            if found.is_way && !is_new {
+                touch_way(&found.path, &found.node, &to)?;
+            } else {
+                self.finish_directory(&found.path, &found.node, &from, &to)?;
+            }
         }
-        if !exists && !is_context {
-            self.finish_directory(Path::new(""), &source.node, &from, &to)?;
-        } else if !is_context {
+        if !is_context {
             rustix::fs::futimens(to.as_fd(), &times(source.node.mtime)).at("set time of", &dest)?;
         }
         Ok(())
     }
 
-    /// Copies one entry of a directory; `path` is relative to both ends.
+    /// Copies one entry of a directory, and says whether it is new.
     fn entry(
         &mut self,
         source: &Path,
-        path: &Path,
-        node: &Node,
+        Found { path, node, .. }: &Found,
         (from, to, base): (&Root, &Root, &Path),
-    ) -> Result<(), CopyError> {
+    ) -> Result<bool, CopyError> {
         // Every directory above was found to be one in the source, and is one in the destination.
         let parent = path.parent().unwrap_or(Path::new(""));
         let name = path.file_name().unwrap_or_default().to_owned();
@@ -177,16 +178,17 @@ impl<'a> Placer<'a> {
         let whole = source.join(path);
         if !node.is_directory() {
             let from_dir = open_dir(from.as_fd(), parent).at("open directory", source.join(parent))?;
-            return self.file(&whole, node, (from_dir.as_fd(), &place.name), &place);
+            self.file(&whole, node, (from_dir.as_fd(), &place.name), &place)?;
+            return Ok(true);
         }
         self.copied.files += 1;
         match Node::at(place.dir.as_fd(), &place.name).at("inspect", base.join(path))? {
-            Some(found) if found.is_directory() => Ok(()),
+            Some(found) if found.is_directory() => Ok(false),
             Some(_) => Err(CopyError::NotADirectory { source_path: whole, target: base.join(path) }),
             None => {
                 let mode = Mode::from_raw_mode(0o700);
-                Ok(rustix::fs::mkdirat(&place.dir, &place.name, mode)
-                    .at("create directory", base.join(path))?)
+                rustix::fs::mkdirat(&place.dir, &place.name, mode).at("create directory", base.join(path))?;
+                Ok(true)
             }
         }
     }
@@ -327,6 +329,13 @@ impl<'a> Placer<'a> {
 fn is_archive(file: &File) -> bool {
     let mut header = [0; 512];
     sniff(file).and_then(|mut plain| plain.read_exact(&mut header)).is_ok() && is_tar_header(&header)
+}
+
+/// Gives a directory that was there, and that nobody asked for, the mode of the source's, as BuildKit does; its owner stays.
+fn touch_way(path: &Path, node: &Node, to: &Root) -> Result<(), CopyError> {
+    let dir = open_dir(to.as_fd(), path).at("open directory", path)?;
+    rustix::fs::fchmod(&dir, Mode::from_raw_mode(node.mode)).at("set mode of", path)?;
+    Ok(rustix::fs::futimens(&dir, &times(node.mtime)).at("set time of", path)?)
 }
 
 fn create(place: &Place) -> Result<File, CopyError> {

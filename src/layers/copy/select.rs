@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use super::pattern::{has_wildcard, matches};
-use super::{CopyError, Exclude, Excluded};
+use super::{CopyError, CopyOptions, Excluded, Included};
 use crate::layers::error::AtPath as _;
 use crate::layers::node::{Kind, Node, names};
 use crate::layers::root::Root;
@@ -18,20 +18,45 @@ pub(crate) struct Selected {
     /// What it was called.
     pub(crate) name: OsString,
     pub(crate) node: Node,
-    /// If it is a directory, what is in it: paths relative to it, directories before what they hold.
-    pub(crate) entries: Vec<(PathBuf, Node)>,
+    /// If it is a directory, what is in it: directories before what they hold.
+    pub(crate) entries: Vec<Found>,
+}
+
+/// Something in a source.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// Relative to the source.
+    pub(crate) path: PathBuf,
+    pub(crate) node: Node,
+    /// A directory that was not asked for, but leads to what was.
+    pub(crate) is_way: bool,
+}
+
+/// The directory that a source of `--parents` is looked for in, and the pattern of what is copied with its path: what
+/// is before and after the first `/./`.
+#[must_use]
+pub fn pivot(source: &str) -> (String, String) {
+    let (base, pattern) = source.split_once("/./").unwrap_or(("", source));
+    (clean(base), clean(pattern))
 }
 
 /// Finds what `sources` mean in `from`, without what is excluded.
 pub(crate) fn select(
     sources: &[&str],
     from: &Root,
-    exclude: Option<Exclude<'_>>,
+    options: &CopyOptions<'_>,
 ) -> Result<Vec<Selected>, CopyError> {
-    let selector = Selector { from, exclude };
+    let mut selector = Selector { from, options, pattern: None };
     let mut selected = Vec::new();
     for source in sources {
-        let clean = clean(source);
+        let clean = if options.parents.is_some() {
+            let (base, pattern) = pivot(source);
+            selector.pattern = Some(pattern);
+            base
+        } else {
+            clean(source)
+        };
+        let before = selected.len();
         if has_wildcard(&clean) {
             for path in selector.expand(&clean)? {
                 selected.extend(selector.select(&path)?);
@@ -40,6 +65,10 @@ pub(crate) fn select(
             let path = PathBuf::from(&clean);
             let one = selector.select(&path).map_err(|error| missing(error, source))?;
             selected.push(one.ok_or_else(|| CopyError::Excluded((*source).to_owned()))?);
+        }
+        let found = selected.iter().skip(before).any(|one| !one.entries.is_empty());
+        if !found && let Some(pattern) = &selector.pattern {
+            selector.explain(source, Path::new(&clean), pattern)?;
         }
     }
     Ok(selected)
@@ -67,15 +96,45 @@ fn clean(source: &str) -> String {
 
 struct Selector<'a> {
     from: &'a Root,
-    exclude: Option<Exclude<'a>>,
+    options: &'a CopyOptions<'a>,
+    /// Of `--parents`: what of a source is copied.
+    pattern: Option<String>,
 }
 
 impl Selector<'_> {
     fn excluded(&self, path: &Path, is_directory: bool) -> Excluded {
-        match self.exclude {
+        match self.options.exclude {
             Some(exclude) if !path.as_os_str().is_empty() => exclude(path, is_directory),
             _ => Excluded::No,
         }
+    }
+
+    fn excluded_within(&self, path: &Path, is_directory: bool) -> Excluded {
+        self.options.exclude_within.map_or(Excluded::No, |exclude| exclude(path, is_directory))
+    }
+
+    /// What `--parents` says of a path below its pivot.
+    fn included(&self, path: &Path) -> Included {
+        match (self.options.parents, self.pattern.as_deref()) {
+            (Some(include), Some(pattern)) if !pattern.is_empty() => include(pattern, path),
+            _ => Included::Yes,
+        }
+    }
+
+    /// Why a source of `--parents` gave nothing, if it should have.
+    fn explain(&self, source: &str, base: &Path, pattern: &str) -> Result<(), CopyError> {
+        if pattern.is_empty() || has_wildcard(source) {
+            return Ok(());
+        }
+        let path = base.join(pattern);
+        let real = self.from.canonical(&path).map_err(|error| missing(error.into(), source))?;
+        let node = Node::of(self.from.resolve(&real)?).at("inspect", &path)?;
+        if self.excluded(&path, node.is_directory()) == Excluded::Yes {
+            return Err(CopyError::Excluded(source.to_owned()));
+        }
+        let base = self.from.canonical(base)?;
+        let leads_elsewhere = real.parent() != base.join(pattern).parent();
+        if leads_elsewhere { Err(CopyError::ParentsThroughSymlink(source.to_owned())) } else { Ok(()) }
     }
 
     /// One source; `None` if it is excluded, or nothing that a layer has.
@@ -89,7 +148,8 @@ impl Selector<'_> {
         }
         let mut entries = Vec::new();
         if node.is_directory() {
-            self.walk(&self.from.subroot(&real)?, &real, Path::new(""), &mut entries)?;
+            let top = self.from.subroot(&real)?;
+            self.walk(&top, &real, Path::new(""), self.included(Path::new("")), &mut entries)?;
         }
         // A directory that is looked into only for what is in it, and has nothing.
         if excluded(&real) == Excluded::YesButLookInside && entries.is_empty() {
@@ -104,27 +164,34 @@ impl Selector<'_> {
         top: &Root,
         base: &Path,
         below: &Path,
-        entries: &mut Vec<(PathBuf, Node)>,
+        above: Included,
+        entries: &mut Vec<Found>,
     ) -> Result<(), CopyError> {
         let dir = crate::layers::node::open_dir(top.as_fd(), below).at("open directory", base.join(below))?;
         for name in names(&dir).at("list", base.join(below))? {
             let path = below.join(&name);
             let whole = base.join(&path);
             let Some(node) = Node::at(dir.as_fd(), &name).at("inspect", &whole)? else { continue };
-            let excluded = self.excluded(&whole, node.is_directory());
-            if excluded == Excluded::Yes || node.kind == Kind::Socket {
+            let is_directory = node.is_directory();
+            let excluded = self.excluded(&whole, is_directory);
+            let within = self.excluded_within(&path, is_directory);
+            let included = if above == Included::Yes { above } else { self.included(&path) };
+            let never = excluded == Excluded::Yes || within == Excluded::Yes || included == Included::No;
+            if never || node.kind == Kind::Socket {
                 continue;
             }
-            if !node.is_directory() {
-                if excluded == Excluded::No {
-                    entries.push((path, node));
+            let is_way = within != Excluded::No || included != Included::Yes;
+            let is_asked = excluded == Excluded::No && !is_way;
+            if !is_directory {
+                if is_asked {
+                    entries.push(Found { path, node, is_way });
                 }
                 continue;
             }
             let before = entries.len();
-            entries.push((path.clone(), node));
-            self.walk(top, base, &path, entries)?;
-            if excluded == Excluded::YesButLookInside && entries.len() == before + 1 {
+            entries.push(Found { path: path.clone(), node, is_way });
+            self.walk(top, base, &path, included, entries)?;
+            if !is_asked && entries.len() == before + 1 {
                 entries.pop();
             }
         }

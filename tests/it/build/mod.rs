@@ -3,6 +3,7 @@
 pub(crate) mod base;
 mod cache;
 mod contexts;
+mod copies;
 mod driver;
 mod failures;
 mod hostile;

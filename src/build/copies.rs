@@ -1,0 +1,196 @@
+//! COPY and ADD: from instruction to key and request.
+
+use std::sync::Arc;
+
+use crate::build::copying;
+use crate::build::driver::chain;
+use crate::build::engine::Engine;
+use crate::build::error::EngineError;
+use crate::build::image::Layer;
+use crate::build::key::KeyBuilder;
+use crate::build::plan::{From, Plan};
+use crate::build::process::blocking;
+use crate::build::protocol::{CopyFrom, CopyRequest, InlineContent, Made, Request, Response, WorkerFailure};
+use crate::build::state::{StageState, absolute};
+use crate::build::steps::{Action, Work, diff_ids};
+use crate::dockerfile::{Add, Copy, Expander, Sources};
+use crate::layers::SourceHash;
+use crate::oci::Digest;
+
+/// COPY and ADD, with what they have in common.
+pub(super) struct CopyStep<'a> {
+    name: &'a str,
+    sources: &'a Sources,
+    from: From,
+    chown: Option<&'a String>,
+    chmod: Option<&'a String>,
+    exclude: &'a [String],
+    parents: bool,
+    link: bool,
+    extract: bool,
+}
+
+impl Engine {
+    pub(super) async fn copy_work(
+        &mut self,
+        state: &StageState,
+        copy: &CopyStep<'_>,
+        text: &str,
+    ) -> Result<Option<Work>, EngineError> {
+        let below: &[Layer] = if copy.link { &[] } else { &state.layers };
+        let mut key = self.key(if copy.extract { "add" } else { "copy" }, below);
+        let destination = destination(&copy.sources.destination, &state.working_directory());
+        key.text(&destination).list(copy.sources.paths.iter());
+        key.optional(copy.chown.map(String::as_str)).optional(copy.chmod.map(String::as_str));
+        key.list(copy.exclude.iter()).number(u64::from(copy.parents));
+        let inline = inline(state, copy.sources)?;
+        for file in &inline {
+            key.text(&file.name).text(&file.content);
+        }
+        let (from, layers) = match &copy.from {
+            From::Context => (CopyFrom::ContextDirectory { ignore: self.context.ignore.clone() }, None),
+            From::Stage(other) => {
+                let layers = self.states.get(other).ok_or(EngineError::Protocol)?.layers.clone();
+                (CopyFrom::Layers(diff_ids(&layers)), Some(layers))
+            }
+            From::Image(name) => {
+                let layers = self.images.get(name).ok_or(EngineError::Protocol)?.layers.clone();
+                (CopyFrom::Layers(diff_ids(&layers)), Some(layers))
+            }
+        };
+        let request = CopyRequest {
+            lowers: diff_ids(below),
+            from,
+            sources: copy.sources.paths.clone(),
+            inline,
+            destination,
+            chown: copy.chown.cloned(),
+            chmod: copy.chmod.cloned(),
+            exclude: copy.exclude.to_vec(),
+            parents: copy.parents,
+            extract: copy.extract,
+            now: self.options.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second()),
+        };
+        let mut files = None;
+        match &layers {
+            Some(layers) => {
+                key.text("layers").list(layers.iter().map(|layer| layer.diff_id.to_string()));
+            }
+            None if request.sources.is_empty() => {}
+            None => {
+                let hash = self.hash_context(&request).await?;
+                key.text("context").digest(hash.digest);
+                files = Some(hash.files);
+            }
+        }
+        let created_by =
+            format!("{} {}", copy.name, text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest));
+        Ok(Some(Work { key: key.finish(), files, action: Action::Copy(request, layers), created_by }))
+    }
+
+    async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
+        let (context, request) = (Arc::clone(&self.context), request.clone());
+        blocking(move || {
+            copying::hash(&request, context.root())
+                .map_err(|error| EngineError::Worker(WorkerFailure { app: true, chain: chain(&error) }))
+        })
+        .await
+    }
+
+    /// The key of a copy between stages by what is copied, rather than by what the other stage is.
+    pub(super) async fn content_key(
+        &self,
+        request: &CopyRequest,
+        created_by: &str,
+    ) -> Result<Digest, EngineError> {
+        let worker = self.trees.worker().await?;
+        let Response::Hashed(hash) = worker.call(Request::Hash(request.clone()), Vec::new()).await? else {
+            return Err(EngineError::Protocol);
+        };
+        let mut key = KeyBuilder::new("copy-content");
+        key.text(&self.options.platform.to_string()).list(request.lowers.iter().map(ToString::to_string));
+        key.text(&request.destination).optional(request.chown.as_deref()).optional(request.chmod.as_deref());
+        key.text(created_by).list(request.sources.iter()).digest(hash);
+        for file in &request.inline {
+            key.text(&file.name).text(&file.content);
+        }
+        if self.options.reproducible {
+            key.optional(self.options.epoch.map(|epoch| epoch.to_string()).as_deref());
+        }
+        Ok(key.finish())
+    }
+
+    pub(super) async fn copy_context(&mut self, mut request: CopyRequest) -> Result<Made, EngineError> {
+        if request.sources.is_empty() || self.context_for_worker().await? {
+            if request.sources.is_empty() {
+                // Nothing of the context is read; an empty list of layers is an empty place.
+                request.from = CopyFrom::Layers(Vec::new());
+            } else {
+                request.from = CopyFrom::ContextCopy;
+            }
+            return self.changed(Request::Copy(request), Vec::new()).await;
+        }
+        let directory = self.context.descriptor()?;
+        self.changed(Request::Copy(request), vec![directory]).await
+    }
+}
+
+/// Where a copy goes: absolute, with the trailing slash that says "a directory".
+fn destination(text: &str, directory: &str) -> String {
+    let path = absolute(text, directory);
+    let is_directory = text.ends_with('/') || text == "." || text.ends_with("/.");
+    if is_directory && path != "/" { format!("{path}/") } else { path }
+}
+
+fn inline(state: &StageState, sources: &Sources) -> Result<Vec<InlineContent>, EngineError> {
+    let lookup = |name: &str| state.scope.lookup(name);
+    let expander = Expander::new(crate::dockerfile::Escape::default(), &lookup);
+    let content = |file: &crate::dockerfile::InlineFile| {
+        let content = if file.expand { expander.heredoc(&file.content)? } else { file.content.clone() };
+        Ok(InlineContent { name: file.name.clone(), content })
+    };
+    sources.inline.iter().map(content).collect()
+}
+
+pub(super) fn copy_step<'a>(plan: &Plan<'_>, index: usize, copy: &'a Copy) -> CopyStep<'a> {
+    CopyStep {
+        name: "COPY",
+        sources: &copy.sources,
+        from: plan.from(index, copy.from.as_deref()),
+        chown: copy.chown.as_ref(),
+        chmod: copy.chmod.as_ref(),
+        exclude: &copy.exclude,
+        parents: copy.parents,
+        link: is_linked(copy.link, copy.chmod.as_ref()),
+        extract: false,
+    }
+}
+
+/// Whether `--link` counts: with `--chmod` BuildKit copies as without it.
+const fn is_linked(link: bool, chmod: Option<&String>) -> bool {
+    link && chmod.is_none()
+}
+
+pub(super) fn supported_add(add: &Add) -> Result<CopyStep<'_>, EngineError> {
+    let unsupported = |what: &str| Err(EngineError::Unsupported(what.to_owned()));
+    if add.checksum.is_some() || add.keep_git_dir.is_some() {
+        return unsupported("ADD of an address");
+    }
+    let is_address = |path: &&String| {
+        ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
+    };
+    if let Some(address) = add.sources.paths.iter().find(is_address) {
+        return unsupported(&format!("ADD of the address `{address}`"));
+    }
+    Ok(CopyStep {
+        name: "ADD",
+        sources: &add.sources,
+        from: From::Context,
+        chown: add.chown.as_ref(),
+        chmod: add.chmod.as_ref(),
+        exclude: &add.exclude,
+        parents: false,
+        link: is_linked(add.link, add.chmod.as_ref()),
+        extract: add.unpack != Some(false),
+    })
+}
