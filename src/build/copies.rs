@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::build::adds::{self, AddFlags, Remote};
 use crate::build::copying;
 use crate::build::driver::chain;
 use crate::build::engine::Engine;
@@ -28,6 +29,8 @@ pub(super) struct CopyStep<'a> {
     parents: bool,
     link: bool,
     extract: bool,
+    /// Of ADD: what may be elsewhere.
+    elsewhere: Option<AddFlags>,
 }
 
 impl Engine {
@@ -40,13 +43,24 @@ impl Engine {
         let below: &[Layer] = if copy.link { &[] } else { &state.layers };
         let mut key = self.key(if copy.extract { "add" } else { "copy" }, below);
         let destination = destination(&copy.sources.destination, &state.working_directory());
-        key.text(&destination).list(copy.sources.paths.iter());
+        key.text(&destination);
         key.optional(copy.chown.map(String::as_str)).optional(copy.chmod.map(String::as_str));
         key.list(copy.exclude.iter()).number(u64::from(copy.parents));
         let inline = inline(state, copy.sources)?;
         for file in &inline {
             key.text(&file.name).text(&file.content);
         }
+        let (sources, remotes) = match &copy.elsewhere {
+            Some(flags) => {
+                let (sources, addresses) = adds::split(&copy.sources.paths, flags)?;
+                (sources, self.remotes(addresses, flags, &mut key).await?)
+            }
+            None => {
+                adds::refuse(&copy.sources.paths)?;
+                (copy.sources.paths.clone(), Vec::new())
+            }
+        };
+        key.list(sources.iter());
         let (from, layers) = match &copy.from {
             From::Context => (CopyFrom::ContextDirectory { ignore: self.context.ignore.clone() }, None),
             From::Stage(other) => {
@@ -61,7 +75,8 @@ impl Engine {
         let request = CopyRequest {
             lowers: diff_ids(below),
             from,
-            sources: copy.sources.paths.clone(),
+            sources,
+            fetched: Vec::new(),
             inline,
             destination,
             chown: copy.chown.cloned(),
@@ -85,7 +100,12 @@ impl Engine {
         }
         let created_by =
             format!("{} {}", copy.name, text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest));
-        Ok(Some(Work { key: key.finish(), files, action: Action::Copy(request, layers), created_by }))
+        Ok(Some(Work {
+            key: key.finish(),
+            files,
+            action: Action::Copy(request, layers, remotes),
+            created_by,
+        }))
     }
 
     async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
@@ -120,7 +140,13 @@ impl Engine {
         Ok(key.finish())
     }
 
-    pub(super) async fn copy_context(&mut self, mut request: CopyRequest) -> Result<Made, EngineError> {
+    pub(super) async fn copy_context(
+        &mut self,
+        mut request: CopyRequest,
+        remotes: Vec<Remote>,
+    ) -> Result<Made, EngineError> {
+        let (fetched, mut fds) = self.fetch(remotes).await?;
+        request.fetched = fetched;
         if request.sources.is_empty() || self.context_for_worker().await? {
             if request.sources.is_empty() {
                 // Nothing of the context is read; an empty list of layers is an empty place.
@@ -128,10 +154,10 @@ impl Engine {
             } else {
                 request.from = CopyFrom::ContextCopy;
             }
-            return self.changed(Request::Copy(request), Vec::new()).await;
+            return self.changed(Request::Copy(request), fds).await;
         }
-        let directory = self.context.descriptor()?;
-        self.changed(Request::Copy(request), vec![directory]).await
+        fds.insert(0, self.context.descriptor()?);
+        self.changed(Request::Copy(request), fds).await
     }
 }
 
@@ -163,6 +189,7 @@ pub(super) fn copy_step<'a>(plan: &Plan<'_>, index: usize, copy: &'a Copy) -> Co
         parents: copy.parents,
         link: is_linked(copy.link, copy.chmod.as_ref()),
         extract: false,
+        elsewhere: None,
     }
 }
 
@@ -171,18 +198,8 @@ const fn is_linked(link: bool, chmod: Option<&String>) -> bool {
     link && chmod.is_none()
 }
 
-pub(super) fn supported_add(add: &Add) -> Result<CopyStep<'_>, EngineError> {
-    let unsupported = |what: &str| Err(EngineError::Unsupported(what.to_owned()));
-    if add.checksum.is_some() || add.keep_git_dir.is_some() {
-        return unsupported("ADD of an address");
-    }
-    let is_address = |path: &&String| {
-        ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| path.starts_with(scheme))
-    };
-    if let Some(address) = add.sources.paths.iter().find(is_address) {
-        return unsupported(&format!("ADD of the address `{address}`"));
-    }
-    Ok(CopyStep {
+pub(super) fn add_step(add: &Add) -> CopyStep<'_> {
+    CopyStep {
         name: "ADD",
         sources: &add.sources,
         from: From::Context,
@@ -192,5 +209,6 @@ pub(super) fn supported_add(add: &Add) -> Result<CopyStep<'_>, EngineError> {
         parents: false,
         link: is_linked(add.link, add.chmod.as_ref()),
         extract: add.unpack != Some(false),
-    })
+        elsewhere: Some(add.into()),
+    }
 }

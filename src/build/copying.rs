@@ -1,11 +1,12 @@
 //! COPY and ADD inside the worker: where files come from, and how they arrive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io::Cursor;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::build::protocol::{CopyFrom, CopyRequest, IgnoreText};
+use crate::build::protocol::{CopyFrom, CopyRequest, Fetched, IgnoreText};
 use crate::build::user::UserError;
 use crate::build::worker::{Body, OpenRoot, WorkerError, accounts};
 use crate::dockerfile::IgnoreFile;
@@ -146,12 +147,18 @@ fn with_options<T>(
         exclude_within: if copy.exclude.is_empty() { None } else { Some(&exclude_within) },
         parents: if parents.is_some() { Some(&include) } else { None },
         extract: copy.extract,
+        several: copy.sources.len() + copy.fetched.len() + copy.inline.len() > 1,
         owners: Owners::Keep,
     })
 }
 
 /// Copies into the image.
-pub(super) fn copy(copy: &CopyRequest, from: &layers::Root, to: &layers::Root) -> Result<(), WorkerError> {
+pub(super) fn copy(
+    copy: &CopyRequest,
+    from: &layers::Root,
+    mut fetched: VecDeque<OwnedFd>,
+    to: &layers::Root,
+) -> Result<(), WorkerError> {
     let owner = match &copy.chown {
         Some(text) => {
             let (uid, gid) = accounts(to)?.owner(text).map_err(|error| owner_error(copy, text, error))?;
@@ -164,6 +171,10 @@ pub(super) fn copy(copy: &CopyRequest, from: &layers::Root, to: &layers::Root) -
         if !sources.is_empty() {
             layers::copy(&sources, from, &copy.destination, to, options)?;
         }
+        for kind in &copy.fetched {
+            let fd = fetched.pop_front().ok_or(WorkerError::Protocol)?;
+            place_fetched(kind, fd, &copy.destination, to, options)?;
+        }
         for file in &copy.inline {
             let content = Cursor::new(&file.content);
             let attributes = NewFile { mode: 0o644, mtime: copy.now };
@@ -171,6 +182,27 @@ pub(super) fn copy(copy: &CopyRequest, from: &layers::Root, to: &layers::Root) -
         }
         Ok(())
     })
+}
+
+fn place_fetched(
+    kind: &Fetched,
+    fd: OwnedFd,
+    destination: &str,
+    to: &layers::Root,
+    options: &CopyOptions<'_>,
+) -> Result<(), WorkerError> {
+    match kind {
+        Fetched::Directory => {
+            let options = CopyOptions { extract: false, exclude: None, ..*options };
+            layers::copy(&["/"], &layers::Root::from_fd(fd), destination, to, &options)?;
+        }
+        Fetched::File { name, modified, unpack } => {
+            let attributes = NewFile { mode: 0o600, mtime: *modified };
+            let options = CopyOptions { extract: *unpack, ..*options };
+            layers::add_file(to, destination, name.as_deref(), File::from(fd), &options, attributes)?;
+        }
+    }
+    Ok(())
 }
 
 fn owner_error(copy: &CopyRequest, owner: &str, error: UserError) -> WorkerError {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures::future::try_join_all;
@@ -215,6 +215,8 @@ pub(super) struct Engine {
     total: u32,
     stages: usize,
     pub(super) clock: Instant,
+    /// What of other places is in use until the build ends.
+    pub(super) checkouts: Arc<Mutex<Vec<tempfile::TempDir>>>,
 }
 
 impl Engine {
@@ -263,6 +265,7 @@ impl Engine {
             total: 0,
             stages: 0,
             clock: Instant::now(),
+            checkouts: Arc::default(),
             options: Arc::new(options),
         })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::build::driver::{BuildFailure, Location, StepFailure, chain};
 use crate::build::event::elapsed;
 use crate::build::protocol::WorkerFailure;
+use crate::build::remote::RemoteError;
 use crate::build::state::StateError;
 use crate::dockerfile::{ExpandError, IgnoreError, ParseError};
 use crate::layers::StoreError;
@@ -47,6 +48,9 @@ pub(crate) enum EngineError {
     /// The base image contradicts itself.
     #[error("base image `{reference}` is not a valid image: {problem}")]
     BaseInvalid { reference: String, problem: String },
+    /// Something from elsewhere.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// A registry.
     #[error(transparent)]
     Registry(Box<ClientError>),
@@ -111,6 +115,7 @@ impl EngineError {
             | Self::BaseInvalid { .. }
             | Self::Run { .. } => true,
             Self::Worker(failure) => failure.app,
+            Self::Remote(error) => error.is_app(),
             Self::Registry(_)
             | Self::Store(_)
             | Self::Sandbox(_)

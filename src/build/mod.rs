@@ -7,6 +7,7 @@
 //! In reading order: `plan` (which stages), `state` (what an image is after each instruction), `key` (what a step can see),
 //! `engine`, `parallel` and `steps` (stages at once, their steps one after the other), `capture` (changes become layers), `image` (the result).
 
+mod adds;
 mod base;
 mod capture;
 mod context;
@@ -23,6 +24,7 @@ mod plain;
 mod plan;
 mod process;
 mod protocol;
+mod remote;
 mod prune;
 mod remote_cache;
 mod result;

@@ -123,6 +123,8 @@ pub(crate) struct CopyRequest {
     pub(crate) from: CopyFrom,
     /// Patterns inside it.
     pub(crate) sources: Vec<String>,
+    /// What was fetched, in the descriptors after the context's.
+    pub(crate) fetched: Vec<Fetched>,
     /// Files written in the Dockerfile.
     pub(crate) inline: Vec<InlineContent>,
     /// Absolute; a trailing slash matters.
@@ -139,6 +141,22 @@ pub(crate) struct CopyRequest {
     pub(crate) extract: bool,
     /// `created` of files that have no time of their own.
     pub(crate) now: i64,
+}
+
+/// What a descriptor of something fetched is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Fetched {
+    /// A file of mode 0600.
+    File {
+        /// Its name in a directory, if its address has one.
+        name: Option<String>,
+        /// In seconds.
+        modified: i64,
+        /// If it is an archive, what is in it.
+        unpack: bool,
+    },
+    /// A directory, whose files are copied.
+    Directory,
 }
 
 /// A file written in the Dockerfile.

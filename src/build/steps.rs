@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::build::adds::Remote;
 use crate::build::capture::{StepRecord, record};
-use crate::build::copies::{copy_step, supported_add};
+use crate::build::copies::{add_step, copy_step};
 use crate::build::driver::{CacheUse, NetworkMode};
 use crate::build::engine::{BegunStep, Engine, millis};
 use crate::build::error::{EngineError, ending};
@@ -41,7 +42,7 @@ pub(super) struct Work {
 pub(super) enum Action {
     /// The command for people, and the request.
     Run(String, RunRequest),
-    Copy(CopyRequest, Option<Vec<Layer>>),
+    Copy(CopyRequest, Option<Vec<Layer>>, Vec<Remote>),
     MakeDirectory {
         path: String,
         user: Option<String>,
@@ -98,7 +99,7 @@ impl Engine {
             Instruction::Run(run) => self.run_work(state, run)?,
             Instruction::Workdir(path) => self.directory_work(state, path)?,
             Instruction::Copy(copy) => self.copy_work(state, &copy_step(plan, index, copy), text).await?,
-            Instruction::Add(add) => self.copy_work(state, &supported_add(add)?, text).await?,
+            Instruction::Add(add) => self.copy_work(state, &add_step(add), text).await?,
             _ => return Err(EngineError::Protocol),
         };
         let Some(work) = work else { return Ok((true, None)) };
@@ -251,7 +252,7 @@ impl Engine {
         work: Work,
         step: &BegunStep,
     ) -> Result<(bool, Option<String>), EngineError> {
-        let is_linked = matches!(&work.action, Action::Copy(request, _) if request.lowers.is_empty());
+        let is_linked = matches!(&work.action, Action::Copy(request, ..) if request.lowers.is_empty());
         let below: &[Layer] = if is_linked { &[] } else { &state.layers };
         let is_run = matches!(&work.action, Action::Run(..));
         if let Some(Known(layer)) = self.known(below, &work.key, is_run).await? {
@@ -271,8 +272,8 @@ impl Engine {
                 self.changed(Request::MakeDirectory { lowers, path, user }, Vec::new()).await?
             }
             Action::Run(command, request) => self.run_command(command, request, step).await?,
-            Action::Copy(request, None) => self.copy_context(request).await?,
-            Action::Copy(request, Some(layers)) => {
+            Action::Copy(request, None, remotes) => self.copy_context(request, remotes).await?,
+            Action::Copy(request, Some(layers), _) => {
                 self.ensure(&layers).await?;
                 let key = self.content_key(&request, &work.created_by).await?;
                 if let Some(Known(layer)) = self.known(below, &key, is_run).await? {

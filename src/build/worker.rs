@@ -3,7 +3,7 @@
 //! One thread, one request at a time, inside the build's user namespace if it has one. It holds no credential and has no
 //! network of its own use; it knows digests and descriptors, and its working directory is the layer store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -196,7 +196,7 @@ impl Body {
                 Ok(Response::Done)
             }
             Request::Run(run) => self.run(&run, one(fds)?),
-            Request::Copy(copy) => self.copy(&copy, fds.into_iter().next()),
+            Request::Copy(copy) => self.copy(&copy, fds),
             Request::Hash(copy) => {
                 let from = copying::Source::open(self, &copy.from, fds.into_iter().next())?;
                 let hash = copying::hash(&copy, from.root());
@@ -374,9 +374,12 @@ impl Body {
         }
     }
 
-    fn copy(&mut self, copy: &CopyRequest, context: Option<OwnedFd>) -> Result<Response, WorkerError> {
+    fn copy(&mut self, copy: &CopyRequest, fds: Vec<OwnedFd>) -> Result<Response, WorkerError> {
+        let mut fds = VecDeque::from(fds);
+        let is_in_place = matches!(copy.from, CopyFrom::ContextDirectory { .. });
+        let context = if is_in_place { fds.pop_front() } else { None };
         let from = copying::Source::open(self, &copy.from, context)?;
-        let changed = self.in_root(copy.lowers.clone(), |root| copying::copy(copy, from.root(), root));
+        let changed = self.in_root(copy.lowers.clone(), |root| copying::copy(copy, from.root(), fds, root));
         from.close(self)?;
         changed
     }

@@ -27,7 +27,7 @@ mod testing;
 pub use compress::{Compressed, Compression, CompressionError, LayerWriter, compress_layer};
 pub use copy::{
     Copied, CopyError, CopyOptions, Exclude, Excluded, Include, Included, ModeChange, ModeError, NewFile,
-    SourceHash, copy, hash_sources, hash_sources_listed, pivot, write_file,
+    SourceHash, add_file, copy, hash_sources, hash_sources_listed, pivot, write_file,
 };
 pub use diff::{Change, ChangeKind, DiffError, DiffInput, diff};
 pub use entries::{ArchiveError, Limits};

@@ -6,6 +6,7 @@ mod pattern;
 mod place;
 mod select;
 
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +34,12 @@ pub enum CopyError {
         "`{0}` leads through a symlink, which `--parents` does not follow: give the path that it leads to"
     )]
     ParentsThroughSymlink(String),
+    /// Files onto one file.
+    #[error("several files cannot become the one file `{}`: let the destination end in `/`", .0.display())]
+    SeveralOntoOne(PathBuf),
+    /// A file that has no name, into a directory.
+    #[error("the address has no name for a file in `{0}`: give the file one in the destination")]
+    Nameless(String),
     /// A wildcard that is none.
     #[error("`{0}` is not a valid pattern: a `[` needs its `]`, and `\\` a character after it")]
     Pattern(String),
@@ -115,6 +122,8 @@ pub struct CopyOptions<'a> {
     pub parents: Option<Include<'a>>,
     /// `ADD`: archives are unpacked.
     pub extract: bool,
+    /// Other files go to the same destination, in other calls.
+    pub several: bool,
     /// Whether owners are set at all.
     pub owners: Owners,
 }
@@ -139,8 +148,8 @@ pub struct Copied {
 
 /// Copies `sources` of `from` to `dest` in `to`.
 ///
-/// A directory's content is copied, not the directory. `dest` is a directory if it ends in `/`, exists as one, or there are several
-/// sources; symlinks in it are followed inside `to`. A source's own symlink is followed inside `from`, those in a
+/// A directory's content is copied, not the directory. `dest` is a directory if it ends in `/` or exists as one, and has to be one
+/// for several files; symlinks in it are followed inside `to`. A source's own symlink is followed inside `from`, those in a
 /// directory are copied. A directory at `dest` keeps its mode and owner, or is made with
 /// 0755 and 0:0; those in it get the source's. Hard
 /// links among the sources stay links. A wildcard may match nothing; a plain source must exist.
@@ -152,10 +161,11 @@ pub fn copy(
     options: &CopyOptions<'_>,
 ) -> Result<Copied, CopyError> {
     let selected = select::select(sources, from, options)?;
+    let files = selected.iter().filter(|one| !one.node.is_directory()).count();
+    let options = &CopyOptions { several: options.several || files > 1, ..*options };
     let mut placer = place::Placer::new(to, options);
-    let is_dir = sources.len() > 1 || selected.len() > 1 || place::names_directory(dest);
     for one in &selected {
-        placer.source(one, from, dest, is_dir)?;
+        placer.source(one, from, dest)?;
     }
     Ok(placer.copied)
 }
@@ -172,6 +182,26 @@ pub fn write_file(
 ) -> Result<Copied, CopyError> {
     let mut placer = place::Placer::new(to, options);
     placer.new_file(dest, name, content, attributes)?;
+    Ok(placer.copied)
+}
+
+/// Writes what a URL gave, as [`write_file`], or if `options` say so and it is an archive, what is in it.
+pub fn add_file(
+    to: &Root,
+    dest: &str,
+    name: Option<&str>,
+    content: File,
+    options: &CopyOptions<'_>,
+    attributes: NewFile,
+) -> Result<Copied, CopyError> {
+    let mut placer = place::Placer::new(to, options);
+    if !options.extract || !placer.archive(Path::new(name.unwrap_or(dest)), &content, dest)? {
+        let is_nameless = name.is_none() && (place::names_directory(dest) || placer.is_directory(dest));
+        if is_nameless {
+            return Err(CopyError::Nameless(dest.to_owned()));
+        }
+        placer.new_file(dest, name.unwrap_or_default(), content, attributes)?;
+    }
     Ok(placer.copied)
 }
 

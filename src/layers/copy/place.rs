@@ -46,20 +46,17 @@ impl<'a> Placer<'a> {
     }
 
     /// Copies one source.
-    pub(super) fn source(
-        &mut self,
-        source: &Selected,
-        from: &Root,
-        dest: &str,
-        is_dir: bool,
-    ) -> Result<(), CopyError> {
+    pub(super) fn source(&mut self, source: &Selected, from: &Root, dest: &str) -> Result<(), CopyError> {
         if source.node.is_directory() {
             return self.directory(source, from, dest);
         }
-        if self.options.extract && source.node.kind == Kind::File && self.extracted(source, from, dest)? {
-            return Ok(());
+        if self.options.extract && source.node.kind == Kind::File {
+            let file = from.open_file(&source.path)?;
+            if self.archive(&source.path, &file, dest)? {
+                return Ok(());
+            }
         }
-        let place = self.place(dest, &source.name, is_dir)?;
+        let place = self.place(dest, &source.name)?;
         let (parent, name) = from.resolve_parent(&source.path)?;
         self.file(&source.path, &source.node, (parent.as_fd(), &name), &place)
     }
@@ -72,7 +69,7 @@ impl<'a> Placer<'a> {
         mut content: impl Read,
         new: NewFile,
     ) -> Result<(), CopyError> {
-        let place = self.place(dest, OsStr::new(name), names_directory(dest))?;
+        let place = self.place(dest, OsStr::new(name))?;
         Self::clear(Path::new(name), &place)?;
         let file = create(&place)?;
         let path = place.path.join(&place.name);
@@ -96,15 +93,18 @@ impl<'a> Placer<'a> {
 
     /// Where a file called `name` goes: into `dest` if that is a directory, else it becomes `dest` itself, or what `dest`
     /// links to.
-    fn place(&self, dest: &str, name: &OsStr, is_dir: bool) -> Result<Place, CopyError> {
+    fn place(&self, dest: &str, name: &OsStr) -> Result<Place, CopyError> {
         let mut path = PathBuf::from(dest.trim_start_matches('/'));
-        let exists = self.to.subroot(&path).is_ok();
-        if is_dir || exists {
+        let exists = self.is_directory(dest);
+        if names_directory(dest) || exists {
             if !exists {
                 self.create_dirs(&path)?;
             }
             let dir = self.to.subroot(&path)?.into_fd();
             return Ok(Place { dir, path: self.to.canonical(&path)?, name: name.to_owned() });
+        }
+        if self.options.several {
+            return Err(CopyError::SeveralOntoOne(Path::new("/").join(path)));
         }
         // As many symlinks as the kernel follows.
         for _ in 0..40 {
@@ -302,13 +302,18 @@ impl<'a> Placer<'a> {
         Ok(attributes)
     }
 
-    /// Unpacks the source into `dest` if it is an archive, which its content says.
-    fn extracted(&mut self, source: &Selected, from: &Root, dest: &str) -> Result<bool, CopyError> {
-        let mut file = from.open_file(&source.path)?;
-        if !is_archive(&file) {
+    /// Whether a destination is there as a directory.
+    pub(super) fn is_directory(&self, dest: &str) -> bool {
+        self.to.subroot(Path::new(dest.trim_start_matches('/'))).is_ok()
+    }
+
+    /// Unpacks a file into `dest` if it is an archive, which its content says; if not, it is as it was.
+    pub(super) fn archive(&mut self, source: &Path, mut file: &File, dest: &str) -> Result<bool, CopyError> {
+        let is_archive = is_archive(file);
+        file.rewind().at("read", source)?;
+        if !is_archive {
             return Ok(false);
         }
-        file.rewind().at("read", &source.path)?;
         let dest = PathBuf::from(dest.trim_start_matches('/'));
         self.create_dirs(&dest)?;
         // The archive's own symlinks lead nowhere but into the directory that it is unpacked in.
@@ -316,9 +321,9 @@ impl<'a> Placer<'a> {
         let options = UnpackOptions { owners: self.options.owners, ..UnpackOptions::default() };
         let owner = self.options.owner;
         let adjust = |attributes: &mut Attributes, _| attributes.owner = owner.unwrap_or(attributes.owner);
-        let plain = sniff(&file).at("read", &source.path)?;
+        let plain = sniff(file).at("read", source)?;
         let unpacked = unpack_archive(plain, &root, &options, &adjust)
-            .map_err(|error| CopyError::Unpack { path: source.path.clone(), source: error })?;
+            .map_err(|error| CopyError::Unpack { path: source.to_owned(), source: error })?;
         self.copied.files += unpacked.0;
         self.copied.bytes += unpacked.1;
         Ok(true)

@@ -493,3 +493,37 @@ fn exclude_and_parents_meet_at_the_pivot() {
             && !result.iter().any(|line| line.contains("deep"))
     );
 }
+
+#[test]
+fn several_files_need_a_directory() {
+    for sources in [&["a.txt", "b.txt"][..], &["*.txt"]] {
+        assert!(matches!(fixture().copy(sources, "/new"), Err(CopyError::SeveralOntoOne(_))), "{sources:?}");
+        assert!(fixture().copy(sources, "/new/").is_ok() && fixture().copy(sources, "/etc").is_ok());
+    }
+    assert!(fixture().copy(&["src", "a.txt"], "/new").is_ok(), "the first has made it one");
+    assert!(fixture().copy(&["src/deep", "src"], "/new").is_ok(), "what is in directories");
+}
+
+#[test]
+fn what_a_url_gave_is_a_file_or_what_is_in_it() {
+    let tar = RawTar::default().dir("d/").file("d/f", "f").end();
+    let content = |bytes: &[u8]| {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file
+    };
+    let new = NewFile { mode: 0o600, mtime: 5 };
+    let add = |bytes: &[u8], name, dest, extract| {
+        let fixture = fixture();
+        let options = CopyOptions { extract, ..options() };
+        add_file(&fixture.to, dest, name, content(bytes), &options, new).map(|_| fixture.result())
+    };
+    assert_eq!(add(b"x", Some("n"), "/out/", true).unwrap(), ["out/ 755", r#"out/n 600 "x""#]);
+    assert_eq!(add(b"x", None, "/out", false).unwrap(), [r#"out 600 "x""#]);
+    assert_eq!(add(&tar, None, "/out", true).unwrap(), ["out/ 755", "out/d/ 755", r#"out/d/f 644 "f""#]);
+    assert_eq!(add(&tar, Some("n"), "/etc", false).unwrap().len(), 1);
+    for dest in ["/out/", "/etc"] {
+        assert!(matches!(add(b"x", None, dest, true), Err(CopyError::Nameless(_))), "{dest}");
+    }
+}

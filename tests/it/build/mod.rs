@@ -1,6 +1,7 @@
 //! Whole builds by the engine's own program, from a busybox made here: no network, no registry of others.
 
 pub(crate) mod base;
+mod adds;
 mod cache;
 mod contexts;
 mod copies;
@@ -12,6 +13,7 @@ mod kaniko;
 mod in_place;
 mod pushes;
 mod stages;
+mod web;
 
 use std::fs;
 use std::path::{Path, PathBuf};

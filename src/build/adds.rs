@@ -1,0 +1,256 @@
+//! What ADD takes from elsewhere: known for the key of its step, and fetched only if the step is not known.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::build::engine::Engine;
+use crate::build::error::EngineError;
+use crate::build::key::KeyBuilder;
+use crate::build::protocol::Fetched;
+use crate::build::remote::{
+    Address, Answer, Download, Git, GitAddress, GitOptions, MAX_DOWNLOAD_BYTES, RemoteError, Validators, Web,
+    http_name, shown,
+};
+use crate::dockerfile::Add;
+use crate::layers;
+use crate::oci::Digest;
+
+/// What ADD's flags say of sources that are elsewhere.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AddFlags {
+    checksum: Option<String>,
+    keep_git_dir: Option<bool>,
+    unpack: bool,
+}
+
+impl From<&Add> for AddFlags {
+    fn from(add: &Add) -> Self {
+        let checksum = add.checksum.clone().filter(|text| !text.is_empty());
+        // An address gives a file, if nobody says otherwise.
+        Self { checksum, keep_git_dir: add.keep_git_dir, unpack: add.unpack == Some(true) }
+    }
+}
+
+/// A source that is elsewhere, of which the key is known.
+pub(super) enum Remote {
+    Web { url: Url, unpack: bool, expected: Expected, file: Option<Download> },
+    Git { address: Box<GitAddress>, commit: String, keep_git_dir: bool },
+}
+
+/// What a file has to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Expected {
+    /// As its author says.
+    Checksum(Digest),
+    /// As the key says.
+    Known(Digest),
+}
+
+/// What is remembered of a file that was fetched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Remembered {
+    validators: Validators,
+    digest: Digest,
+    modified: i64,
+}
+
+/// The sources of ADD: which are paths and which are addresses.
+pub(super) fn split(paths: &[String], flags: &AddFlags) -> Result<(Vec<String>, Vec<Address>), EngineError> {
+    let (mut local, mut remote) = (Vec::new(), Vec::new());
+    for path in paths {
+        match Address::parse(path)? {
+            Some(address) => remote.push(address),
+            None => local.push(path.clone()),
+        }
+    }
+    if flags.checksum.is_some() && (paths.len() != 1 || remote.is_empty()) {
+        return Err(EngineError::Wrong(
+            "`ADD --checksum` is for one source, which is an address of a file or a git repository"
+                .to_owned(),
+        ));
+    }
+    Ok((local, remote))
+}
+
+/// Refuses the addresses among the sources of COPY.
+pub(super) fn refuse(paths: &[String]) -> Result<(), EngineError> {
+    let is_address = |path: &&String| matches!(Address::parse(path), Ok(Some(_)));
+    match paths.iter().find(is_address).map(|path| Address::parse(path)) {
+        Some(Ok(Some(Address::Http(url)))) => {
+            Err(EngineError::Wrong(format!("COPY takes no address: `ADD {}` does", shown(&url))))
+        }
+        Some(Ok(Some(Address::Git(git)))) => {
+            Err(EngineError::Wrong(format!("COPY takes no repository: `ADD {}` does", git.remote.text())))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Engine {
+    /// Finds out what addresses stand for now, and adds it to a key.
+    pub(super) async fn remotes(
+        &self,
+        addresses: Vec<Address>,
+        flags: &AddFlags,
+        key: &mut KeyBuilder,
+    ) -> Result<Vec<Remote>, EngineError> {
+        let mut remotes = Vec::new();
+        for address in addresses {
+            remotes.push(match address {
+                Address::Http(url) => self.web_source(url, flags, key).await?,
+                Address::Git(address) => self.git_source(address, flags, key).await?,
+            });
+        }
+        Ok(remotes)
+    }
+
+    async fn web_source(
+        &self,
+        url: Url,
+        flags: &AddFlags,
+        key: &mut KeyBuilder,
+    ) -> Result<Remote, EngineError> {
+        key.text("web").optional(http_name(&url).as_deref()).number(u64::from(flags.unpack));
+        let unpack = flags.unpack;
+        if let Some(checksum) = &flags.checksum {
+            // Whatever the address gives, it is this or an error: nobody is asked.
+            let digest = checksum.parse::<Digest>().map_err(|error| {
+                EngineError::Wrong(format!("`ADD --checksum={checksum}` of a file: {error}"))
+            })?;
+            key.text("checksum").digest(digest);
+            return Ok(Remote::Web { url, unpack, expected: Expected::Checksum(digest), file: None });
+        }
+        let store = &self.trees.bases.store;
+        let slot = KeyBuilder::new("address").text(url.as_str()).finish();
+        let remembered = match self.options.cache {
+            crate::build::CacheUse::Ignore => None,
+            crate::build::CacheUse::Read => store.step(&slot)?,
+        };
+        let remembered = remembered
+            .and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok())
+            .filter(|remembered| !remembered.validators.is_empty());
+        let known = remembered.as_ref().map(|remembered| &remembered.validators);
+        let answer = self.web()?.get(&url, known, &self.spool()).await?;
+        let (digest, modified, file) = match (answer, remembered) {
+            (Answer::New(download), _) => {
+                let (digest, modified) = (download.digest, download.modified);
+                let now = Remembered { validators: download.validators.clone(), digest, modified };
+                store.put_step(&slot, &serde_json::to_vec(&now).unwrap_or_default())?;
+                (digest, modified, Some(download))
+            }
+            (Answer::Unchanged, Some(remembered)) => (remembered.digest, remembered.modified, None),
+            (Answer::Unchanged, None) => return Err(EngineError::Protocol),
+        };
+        key.digest(digest).number(modified.cast_unsigned());
+        Ok(Remote::Web { url, unpack, expected: Expected::Known(digest), file })
+    }
+
+    async fn git_source(
+        &self,
+        mut address: Box<GitAddress>,
+        flags: &AddFlags,
+        key: &mut KeyBuilder,
+    ) -> Result<Remote, EngineError> {
+        let name = address.remote.text();
+        let contradiction =
+            |what: &str| EngineError::Wrong(format!("`{name}` and its flags say two things of `{what}`"));
+        match (&address.checksum, &flags.checksum) {
+            (Some(one), Some(other)) if one != other => return Err(contradiction("--checksum")),
+            (None, Some(_)) => address.checksum.clone_from(&flags.checksum),
+            _ => {}
+        }
+        if matches!((address.keep_git_dir, flags.keep_git_dir), (Some(one), Some(other)) if one != other) {
+            return Err(contradiction("--keep-git-dir"));
+        }
+        let keep_git_dir = address.keep_git_dir.or(flags.keep_git_dir).unwrap_or(false);
+        let commit = self.git().resolve(&address).await?;
+        key.text("git").text(&name).text(&commit).text(&address.subdirectory);
+        key.number(u64::from(keep_git_dir)).number(u64::from(address.submodules));
+        Ok(Remote::Git { address, commit, keep_git_dir })
+    }
+
+    /// Fetches what is not here yet, as descriptors for the worker.
+    pub(super) async fn fetch(
+        &self,
+        remotes: Vec<Remote>,
+    ) -> Result<(Vec<Fetched>, Vec<OwnedFd>), EngineError> {
+        let (mut fetched, mut fds) = (Vec::new(), Vec::new());
+        for remote in remotes {
+            match remote {
+                Remote::Web { url, unpack, expected, file } => {
+                    let download = match file {
+                        Some(file) => file,
+                        None => self.download(&url, expected).await?,
+                    };
+                    fetched.push(Fetched::File {
+                        name: http_name(&url),
+                        modified: download.modified,
+                        unpack,
+                    });
+                    fds.push(download.file.into());
+                }
+                Remote::Git { address, commit, keep_git_dir } => {
+                    fds.push(self.checkout(&address, &commit, keep_git_dir).await?);
+                    fetched.push(Fetched::Directory);
+                }
+            }
+        }
+        Ok((fetched, fds))
+    }
+
+    async fn download(&self, url: &Url, expected: Expected) -> Result<Download, EngineError> {
+        let Answer::New(download) = self.web()?.get(url, None, &self.spool()).await? else {
+            return Err(EngineError::Protocol);
+        };
+        let (address, found) = (shown(url), download.digest);
+        match expected {
+            Expected::Checksum(digest) if digest != found => {
+                let (expected, found) = (digest.to_string(), found.to_string());
+                Err(RemoteError::Checksum { address, expected, found }.into())
+            }
+            Expected::Known(before) if before != found => {
+                Err(RemoteError::Changed { address, before, now: found }.into())
+            }
+            Expected::Checksum(_) | Expected::Known(_) => Ok(download),
+        }
+    }
+
+    /// The directory of a checkout. What is open stays after its name is gone, and only that.
+    async fn checkout(
+        &self,
+        address: &GitAddress,
+        commit: &str,
+        keep_git_dir: bool,
+    ) -> Result<OwnedFd, EngineError> {
+        let directory = tempfile::Builder::new()
+            .prefix("checkout-")
+            .tempdir_in(self.spool())
+            .map_err(EngineError::io("make a directory for a checkout"))?;
+        self.git().checkout(address, commit, keep_git_dir, directory.path()).await?;
+        let root = layers::Root::open(directory.path())
+            .and_then(|root| root.subroot(std::path::Path::new(&address.subdirectory)));
+        let root = root.map_err(|_| {
+            EngineError::Wrong(format!(
+                "`{}` has no directory `{}`",
+                address.remote.text(),
+                address.subdirectory
+            ))
+        })?;
+        self.checkouts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(directory);
+        Ok(root.into_fd())
+    }
+
+    fn web(&self) -> Result<Web, EngineError> {
+        Ok(Web::new(self.options.network.into(), MAX_DOWNLOAD_BYTES)?)
+    }
+
+    fn git(&self) -> Git {
+        Git { guard: self.options.network.into(), options: GitOptions::default() }
+    }
+
+    fn spool(&self) -> std::path::PathBuf {
+        self.options.layers.join("tmp")
+    }
+}
