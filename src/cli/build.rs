@@ -23,7 +23,10 @@ use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
 use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
 
 pub mod cache;
+mod display;
 pub mod kaniko;
+
+use display::Display;
 
 /// The largest Docker configuration that is read.
 const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -108,7 +111,7 @@ pub struct BuildArguments {
     #[arg(long, value_name = "HOST[:PORT]")]
     pub insecure_registry: Vec<Host>,
     /// How progress is told, on standard error
-    #[arg(long, value_enum, default_value = "plain")]
+    #[arg(long, value_enum, default_value = "auto")]
     pub progress: Progress,
     /// Run every step, whatever the cache knows
     #[arg(long)]
@@ -156,6 +159,8 @@ pub enum IsolationChoice {
 /// How progress is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Progress {
+    /// A display on a terminal, lines elsewhere.
+    Auto,
     /// Lines for people.
     Plain,
     /// A JSON object a line.
@@ -189,7 +194,15 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
     };
     let json = arguments.kaniko.log_format.as_deref() == Some("json");
     let progress = if json { Progress::Json } else { arguments.progress };
-    let events = sink(progress, arguments.kaniko.log_timestamp, directory.as_ref());
+    let is_live = progress == Progress::Auto && !arguments.kaniko.log_timestamp && directory.is_none();
+    let display = is_live.then(Display::open).flatten();
+    let events = match &display {
+        Some(display) => {
+            let display = display.clone();
+            Arc::new(move |event: BuildEvent| display.event(&event)) as EventSink
+        }
+        None => sink(progress, arguments.kaniko.log_timestamp, directory.as_ref()),
+    };
     let (result, afterwards) = runtime.block_on(async {
         let cancel = CancellationToken::new();
         let signals = tokio::spawn(cancel_on_signals(cancel.clone()));
@@ -197,6 +210,9 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
         signals.abort();
         result
     });
+    if let Some(display) = display {
+        display.finish();
+    }
     let written =
         directory.as_ref().map_or(Ok(()), |directory| result.write(&directory.path.join(RESULT_FILE)));
     if let Err(error) = written {
@@ -393,11 +409,11 @@ fn sink(progress: Progress, timestamps: bool, directory: Option<&BuildDirectory>
         }
         match progress {
             Progress::Json => tell(&json()),
-            Progress::Plain if timestamps => {
+            Progress::Auto | Progress::Plain if timestamps => {
                 let now = jiff::Timestamp::now().strftime("%FT%TZ").to_string();
                 event.lines().iter().for_each(|line| tell(&format!("{now} {line}")));
             }
-            Progress::Plain => event.lines().iter().for_each(|line| tell(line)),
+            Progress::Auto | Progress::Plain => event.lines().iter().for_each(|line| tell(line)),
         }
     })
 }
@@ -468,7 +484,8 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
         }
     }
     if arguments.build_directory.is_none() {
-        if arguments.progress == Progress::Plain {
+        if arguments.progress != Progress::Json {
+            display::slowest(&image.steps).iter().for_each(|line| tell(line));
             tell(&format!("Built {} in {}", image.platform, elapsed(result.milliseconds)));
         }
         drop(writeln!(io::stdout().lock(), "{}", image.manifest));
