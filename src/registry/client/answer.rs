@@ -8,8 +8,8 @@ use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 
 use super::ClientError;
+use super::advice::Given;
 use super::call::Call;
-use super::error::Given;
 use super::transport::ANSWER_LIMIT;
 
 /// The largest error answer that is read.

@@ -8,12 +8,12 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
+use super::advice::Given;
 use super::answer::{body, status_error};
 use super::call::{Access, Call};
 use super::challenge::Challenge;
 use super::connections::Protocol;
 use super::credentials::{Found, Identity};
-use super::error::Given;
 use super::host::{HostState, lock};
 use super::transport::{ANSWER_LIMIT, same_origin};
 use super::{Client, ClientError, Credential};

@@ -8,7 +8,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
 
 use super::ClientError;
-use super::error::Given;
+use super::advice::Given;
 use crate::oci::{Repository, RepositoryName};
 
 /// One request; it can be sent again.

@@ -4,11 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::{StatusCode, Url};
+use reqwest::StatusCode;
 
+use super::advice::{CertificateProblem, Given, asks, elsewhere};
 use super::credentials::CredentialsError;
 use super::host::RETRY_AFTER_LIMIT;
-use super::tls::{self, TlsError};
+use super::tls::TlsError;
 use crate::oci::{ConfigError, Digest, Host, IndexError, ManifestError, Repository};
 
 /// Why a registry did not do what it was asked.
@@ -41,14 +42,14 @@ pub enum ClientError {
         source: TlsError,
     },
     /// Who answers has no certificate that is believed.
-    #[error("the certificate of registry `{host}`{} is not trusted: {}", elsewhere(.host, .at), .source.problem())]
+    #[error("the certificate of registry `{host}`{} is not trusted: {}", elsewhere(.host, .at), .problem)]
     Certificate {
         /// The registry.
         host: Host,
         /// Where we were.
         at: String,
         /// What is wrong with it.
-        source: CertificateProblem,
+        problem: CertificateProblem,
     },
     /// Who answers does not speak TLS.
     #[error("registry `{host}`{} does not speak TLS", elsewhere(.host, .at))]
@@ -229,136 +230,7 @@ pub enum ClientError {
     },
 }
 
-fn asks(retry_after: Option<Duration>) -> String {
-    let long = retry_after.filter(|asked| *asked > RETRY_AFTER_LIMIT);
-    long.map_or_else(String::new, |asked| format!("; it asks to wait {}", humantime::format_duration(asked)))
-}
-
-/// What credentials a registry was given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Given {
-    /// None, since there are none for it; perhaps for a reason.
-    Nothing {
-        /// What may be amiss.
-        note: Option<String>,
-    },
-    /// It did not ask for any.
-    NotAsked,
-    /// None, since it is another host than the registry's.
-    Elsewhere,
-    /// Those from here.
-    Credentials {
-        /// The file or program.
-        origin: String,
-    },
-}
-
-impl Given {
-    fn sentence(&self, host: &Host) -> String {
-        match self {
-            Self::Nothing { note: None } => {
-                format!(
-                    "it got no credentials, since there are none for it: log in with `docker login {host}`"
-                )
-            }
-            Self::Nothing { note: Some(note) } => {
-                format!("it got no credentials, since {note}: log in with `docker login {host}`")
-            }
-            Self::NotAsked => "it did not ask for credentials".to_owned(),
-            Self::Elsewhere => format!("it is not `{host}`, whose credentials it is not given"),
-            Self::Credentials { origin } => {
-                format!("the credentials of {origin} for `{host}` do not allow it")
-            }
-        }
-    }
-}
-
-/// What is wrong with a certificate, or with how TLS is spoken.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0)]
-pub struct CertificateProblem(rustls::Error);
-
-impl CertificateProblem {
-    fn problem(&self) -> String {
-        use rustls::CertificateError as Problem;
-        use rustls::Error::InvalidCertificate as Invalid;
-        match &self.0 {
-            Invalid(Problem::UnknownIssuer) => "no authority that is known here has signed it".to_owned(),
-            Invalid(Problem::Expired | Problem::ExpiredContext { .. }) => "it has expired".to_owned(),
-            Invalid(Problem::NotValidYet | Problem::NotValidYetContext { .. }) => {
-                "it is not valid yet".to_owned()
-            }
-            Invalid(Problem::NotValidForName | Problem::NotValidForNameContext { .. }) => {
-                "it is for another name".to_owned()
-            }
-            other => other.to_string(),
-        }
-    }
-}
-
-/// ` at the token server's`, if that is not the registry itself.
-fn elsewhere(host: &Host, at: &str) -> String {
-    if at == host.as_str() || *host == Host::docker_hub() && at == "registry-1.docker.io" {
-        String::new()
-    } else {
-        format!(" (at `{at}`)")
-    }
-}
-
 impl ClientError {
-    /// Why there is no connection to `url`.
-    pub(super) fn unreachable(host: &Host, url: &Url, source: reqwest::Error) -> Self {
-        use rustls::Error as Tls;
-        let name = url.host_str().unwrap_or_default();
-        let at = url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"));
-        let host = host.clone();
-        match tls::failure(&source).cloned() {
-            Some(Tls::InvalidMessage(_)) => Self::NotTls { host, at },
-            Some(error) => Self::Certificate { host, at, source: CertificateProblem(error) },
-            None => Self::Unreachable { host, at, source: source.without_url() },
-        }
-    }
-
-    /// What to do about it, as a command or a flag of `hephy build`.
-    #[must_use]
-    pub fn advice(&self) -> Option<String> {
-        use rustls::CertificateError as Problem;
-        match self {
-            Self::NotTls { host, .. } => Some(format!(
-                "If `{host}` is meant to speak plain HTTP, say so: `--insecure-registry {host}`."
-            )),
-            Self::Certificate { host, source, .. } => Some(match &source.0 {
-                rustls::Error::InvalidCertificate(Problem::UnknownIssuer | Problem::Other(_)) => format!(
-                    "If `{host}` has a certificate of its own or of a private authority, name its file: `--registry-certificate {host}=FILE`.\n\
-                     (`--skip-tls-verify-registry {host}` trusts whoever answers.)"
-                ),
-                rustls::Error::AlertReceived(_) => format!(
-                    "If `{host}` wants a certificate of ours, name it and its key: `--registry-client-cert {host}=CERTIFICATE,KEY`."
-                ),
-                _ => format!("Whoever runs `{host}` has to renew or correct its certificate."),
-            }),
-            Self::Denied { repository, given, .. } => {
-                let host = &repository.host;
-                Some(match given {
-                    Given::Credentials { .. } => {
-                        format!("Log in as somebody who may: `docker login {host}`.")
-                    }
-                    Given::Elsewhere => return None,
-                    Given::NotAsked | Given::Nothing { .. } => {
-                        format!("Log in with `docker login {host}`, which `hephy build` reads.")
-                    }
-                })
-            }
-            Self::Status { status, repository, .. } if status.as_u16() == 429 => {
-                let host = &repository.host;
-                Some(format!(
-                    "`{host}` limits how often one may ask; it lets those who log in ask more often (`docker login {host}`), and a mirror need not ask it (`--registry-map {host}=MIRROR`)."
-                ))
-            }
-            _ => None,
-        }
-    }
-
     /// Whether the registry says that there is no such thing, or (as some do) that it shows it to nobody.
     #[must_use]
     pub const fn is_not_found(&self) -> bool {

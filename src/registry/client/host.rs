@@ -1,7 +1,7 @@
 //! What is known of a registry while the client lives: how it is spoken to, what it wants to see, when it is to be left alone.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub(super) struct HostState {
     pub(super) was_asked: AtomicBool,
     /// Whether a connection has broken: from then on none is shared by HTTP/2.
     pub(super) is_http1: AtomicBool,
+    /// The size of the smallest upload that was too large for one request.
+    pub(super) too_large_bytes: AtomicU64,
     slots: Arc<Semaphore>,
     not_before: Mutex<Option<Instant>>,
 }
@@ -46,6 +48,7 @@ impl HostState {
             exchange: tokio::sync::Mutex::default(),
             was_asked: AtomicBool::new(false),
             is_http1: AtomicBool::new(false),
+            too_large_bytes: AtomicU64::new(u64::MAX),
             slots: Arc::new(Semaphore::new(requests.max(1))),
             not_before: Mutex::default(),
         }

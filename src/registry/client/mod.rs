@@ -7,10 +7,13 @@
 //! A credential goes to the registry that it is for and to the token server that this registry names, and nowhere
 //! else: not after a redirect, not to an upload location on another host.
 
+mod advice;
 mod answer;
 mod auth;
+mod blob;
 mod call;
 mod challenge;
+mod chunks;
 mod connections;
 mod credentials;
 mod error;
@@ -26,12 +29,13 @@ mod upload;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+pub use advice::{CertificateProblem, Given};
+pub use blob::{BlobSource, Transfer};
 pub use credentials::{Credential, Credentials, CredentialsError};
-pub use error::{ClientError, Given};
+pub use error::ClientError;
 pub use manifests::ResolvedImage;
 pub use reach::{Hosts, Reach, ReachError};
 pub use tls::TlsError;
-pub use upload::{BlobSource, Transfer};
 
 use connections::Connections;
 use host::{HostState, lock};

@@ -12,12 +12,12 @@ use reqwest::{Body, Method, Response, StatusCode, Url};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
+use super::advice::Given;
 use super::answer::{error_message, retry_after, status_error};
 use super::auth::Authorization;
 use super::call::{Call, CallBody};
 use super::challenge::{self, Challenge};
 use super::connections::Protocol;
-use super::error::Given;
 use super::host::{HostState, RETRY_AFTER_LIMIT};
 use super::{Client, ClientError};
 use crate::oci::{Host, Repository};

@@ -1,102 +1,30 @@
 //! Blobs to a registry: not if it has them, by mounting if another repository has, else in one streaming PUT, else
 //! in chunks.
 
-use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use backon::BackoffBuilder as _;
-use bytes::Bytes;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{CONTENT_TYPE, HeaderValue, LOCATION};
 use reqwest::{Method, Response, StatusCode, Url};
 
 use super::answer::status_error;
-use super::call::{Access, Call, CallBody};
+use super::blob::{BlobSource, Transfer};
+use super::call::{Access, Call};
+use super::chunks::{CHUNK_BYTES, takes_chunks};
 use super::manifests::header;
 use super::transport::wait;
 use super::{Client, ClientError};
-use crate::oci::{Digest, Host, Repository, RepositoryName};
+use crate::oci::{Digest, Repository, RepositoryName};
 
-/// Chunks where nothing else is asked for: above the least that registries on object stores take.
-const CHUNK_BYTES: u64 = 8 * 1024 * 1024;
-/// ghcr.io refuses chunks of 4 MiB and more.
-const GHCR_CHUNK_BYTES: u64 = 4 * 1024 * 1024 - 1024;
 /// The most repositories that a mount is tried from.
 const MOUNT_TRIES: usize = 4;
-/// How often in a row a chunk may fail before the upload is given up.
-const CHUNK_TRIES: usize = 4;
-
-/// What is to be uploaded.
-#[derive(Debug, Clone)]
-pub enum BlobSource {
-    /// A file, whose content has this digest.
-    File {
-        /// Where it is; it must not change while it is uploaded.
-        path: PathBuf,
-        /// The digest of its content.
-        digest: Digest,
-        /// Its length.
-        size: u64,
-    },
-    /// A few bytes.
-    Bytes(Bytes),
-}
-
-/// How a blob got into the repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transfer {
-    /// It was there.
-    Existed,
-    /// The registry took it from another repository.
-    Mounted,
-    /// It was sent.
-    Uploaded,
-}
-
-impl BlobSource {
-    /// Bytes in memory.
-    pub fn bytes(bytes: impl Into<Bytes>) -> Self {
-        Self::Bytes(bytes.into())
-    }
-
-    /// A file that holds the blob `digest` of `size` bytes.
-    pub fn file(path: impl Into<PathBuf>, digest: Digest, size: u64) -> Self {
-        Self::File { path: path.into(), digest, size }
-    }
-
-    /// The digest of the content.
-    #[must_use]
-    pub fn digest(&self) -> Digest {
-        match self {
-            Self::File { digest, .. } => *digest,
-            Self::Bytes(bytes) => Digest::of(bytes),
-        }
-    }
-
-    /// The length of the content.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        match self {
-            Self::File { size, .. } => *size,
-            Self::Bytes(bytes) => bytes.len() as u64,
-        }
-    }
-
-    fn part(&self, offset: u64, length: u64) -> CallBody {
-        match self {
-            Self::File { path, .. } => CallBody::File { path: path.clone(), offset, length },
-            Self::Bytes(bytes) => {
-                let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
-                CallBody::Bytes(bytes.slice(at(offset)..at(offset + length)))
-            }
-        }
-    }
-}
 
 /// One upload: what, where to, under which digest.
-struct Upload<'a> {
-    repository: &'a Repository,
-    blob: &'a BlobSource,
-    digest: Digest,
-    size: u64,
+pub(super) struct Upload<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) blob: &'a BlobSource,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
 }
 
 /// What a registry makes of a mount.
@@ -108,16 +36,25 @@ enum Mount {
 }
 
 /// An open upload.
-struct Session {
-    location: Url,
-    least_chunk_bytes: Option<u64>,
+pub(super) struct Session {
+    pub(super) location: Url,
+    pub(super) least_chunk_bytes: Option<u64>,
 }
 
-/// How one try to send the whole ended.
-enum Sent {
+/// In how many requests a blob is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Whole,
+    Chunks,
+}
+
+/// How one try ended that did not fail.
+pub(super) enum Sent {
     Done,
     /// The registry, or a proxy before it, does not take that much at once.
     TooLarge,
+    /// The registry does not take chunks.
+    NoChunks,
 }
 
 impl Client {
@@ -134,8 +71,9 @@ impl Client {
         if self.has_blob(repository, &upload.digest).await? {
             return Ok(Transfer::Existed);
         }
-        let mut session = None;
+        let (mut session, mut tried) = (None, false);
         for from in candidates(repository, mount_from) {
+            tried = true;
             let mount = self.try_mount(repository, &upload.digest, from).await?;
             let (mounted, open) = match mount {
                 Mount::Mounted => (true, None),
@@ -149,21 +87,76 @@ impl Client {
                 return Ok(Transfer::Mounted);
             }
         }
+        self.send_blob(&upload, session, tried).await
+    }
+
+    /// Sends until it is there, in one request if that works, else in chunks.
+    async fn send_blob(
+        &self,
+        upload: &Upload<'_>,
+        mut session: Option<Session>,
+        mut tried_mount: bool,
+    ) -> Result<Transfer, ClientError> {
         let mut delays = self.backoff().build();
+        let mut way = self.way(upload);
+        let (mut refuses_whole, mut refuses_chunks) = (way == Way::Chunks, false);
         loop {
-            let error = match self.upload_once(&upload, session.take()).await {
-                Ok(()) => return Ok(Transfer::Uploaded),
-                Err(error) => error,
+            let open = match session.take() {
+                Some(open) => open,
+                None => match self.open(upload, tried_mount).await? {
+                    Some(open) => open,
+                    None => return Ok(Transfer::Mounted),
+                },
             };
+            tried_mount = true;
+            let sent = match way {
+                Way::Whole => self.send_whole(upload, &open).await,
+                Way::Chunks => self.send_chunks(upload, open).await,
+            };
+            let error = match sent {
+                Ok(Sent::Done) => return Ok(Transfer::Uploaded),
+                Ok(Sent::TooLarge) => {
+                    (refuses_whole, way) = (true, Way::Chunks);
+                    None
+                }
+                Ok(Sent::NoChunks) => {
+                    (refuses_chunks, way) = (true, Way::Whole);
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            if refuses_whole && refuses_chunks {
+                return Err(upload.untakable());
+            }
+            let Some(error) = error else { continue };
             match delays.next() {
-                Some(delay) if error.may_pass() => tokio::time::sleep(wait(&error, delay)).await,
+                Some(delay) if error.may_pass() || is_lost(&error) => {
+                    tokio::time::sleep(wait(&error, delay)).await;
+                }
                 _ => return Err(error),
             }
             // The answer may have been lost, and not the blob.
-            if self.has_blob(repository, &upload.digest).await? {
+            if self.has_blob(upload.repository, &upload.digest).await? {
                 return Ok(Transfer::Uploaded);
             }
+            // What did not get through in one piece may in several, of which one is sent again and not all.
+            let may_be_parted = upload.size > CHUNK_BYTES && takes_chunks(&upload.repository.host);
+            if may_be_parted && !refuses_chunks {
+                way = Way::Chunks;
+            }
         }
+    }
+
+    /// How to begin: whole, but for what is known to be too large for this registry.
+    fn way(&self, upload: &Upload<'_>) -> Way {
+        let state = self.host_state(&upload.repository.host);
+        if upload.size >= state.too_large_bytes.load(Ordering::Relaxed) { Way::Chunks } else { Way::Whole }
+    }
+
+    /// Remembers that the registry does not take this much at once.
+    pub(super) fn is_too_large(&self, upload: &Upload<'_>, size: u64) {
+        let state = self.host_state(&upload.repository.host);
+        state.too_large_bytes.fetch_min(size, Ordering::Relaxed);
     }
 
     /// Has the registry take a blob from another repository. Whether it is there now.
@@ -205,104 +198,43 @@ impl Client {
         }
     }
 
-    async fn upload_once(&self, upload: &Upload<'_>, open: Option<Session>) -> Result<(), ClientError> {
-        let session = match open {
-            Some(session) => session,
-            None => self.open(upload).await?,
-        };
-        match self.send_whole(upload, &session).await? {
-            Sent::Done => Ok(()),
-            Sent::TooLarge => {
-                let session = self.open(upload).await?;
-                self.send_chunks(upload, session).await
+    /// Opens an upload; none if the registry has the blob somewhere and put it in place.
+    async fn open(&self, upload: &Upload<'_>, tried_mount: bool) -> Result<Option<Session>, ClientError> {
+        let url = self.url(upload.repository, "blobs/uploads/").await?;
+        if !tried_mount {
+            // A registry that finds blobs by itself mounts it, any other opens an upload: it costs no request.
+            let mut url = url.clone();
+            url.query_pairs_mut().append_pair("mount", &upload.digest.to_string());
+            let call = upload.call(Method::POST, url);
+            let response = self.send(&call).await?;
+            match response.status() {
+                StatusCode::CREATED => return Ok(None),
+                StatusCode::ACCEPTED => return session(&call, &response).map(Some),
+                _ => {}
             }
         }
-    }
-
-    async fn open(&self, upload: &Upload<'_>) -> Result<Session, ClientError> {
-        let url = self.url(upload.repository, "blobs/uploads/").await?;
         let call = upload.call(Method::POST, url);
         let response = self.send(&call).await?;
         if response.status() != StatusCode::ACCEPTED {
             return Err(status_error(&call, response).await);
         }
-        session(&call, &response)
+        session(&call, &response).map(Some)
     }
 
     async fn send_whole(&self, upload: &Upload<'_>, session: &Session) -> Result<Sent, ClientError> {
         let mut call = upload.call(Method::PUT, upload.closing(&session.location));
         call.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         call.body = upload.blob.part(0, upload.size);
+        call.is_transfer = true;
         let response = self.send_once(&call).await?;
         match response.status() {
             status if status.is_success() => Ok(Sent::Done),
-            StatusCode::PAYLOAD_TOO_LARGE => Ok(Sent::TooLarge),
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                self.is_too_large(upload, upload.size);
+                Ok(Sent::TooLarge)
+            }
             _ => Err(status_error(&call, response).await),
         }
-    }
-
-    async fn send_chunks(&self, upload: &Upload<'_>, mut session: Session) -> Result<(), ClientError> {
-        let chunk_bytes = chunk_bytes(&upload.repository.host, session.least_chunk_bytes);
-        let (mut offset, mut failures) = (0, 0);
-        while offset < upload.size {
-            let length = chunk_bytes.min(upload.size - offset);
-            match self.send_chunk(upload, &session, offset, length).await {
-                Ok(next) => {
-                    session.location = next;
-                    offset += length;
-                    failures = 0;
-                }
-                Err(error) if error.may_pass() && failures < CHUNK_TRIES => {
-                    failures += 1;
-                    offset = self.resume(upload, &mut session, offset).await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let call = upload.call(Method::PUT, upload.closing(&session.location));
-        let response = self.send(&call).await?;
-        if response.status().is_success() { Ok(()) } else { Err(status_error(&call, response).await) }
-    }
-
-    async fn send_chunk(
-        &self,
-        upload: &Upload<'_>,
-        session: &Session,
-        offset: u64,
-        length: u64,
-    ) -> Result<Url, ClientError> {
-        let mut call = upload.call(Method::PATCH, session.location.clone());
-        let range = HeaderValue::try_from(format!("{offset}-{}", offset + length - 1));
-        call.headers.insert(CONTENT_RANGE, range.map_err(|_| call.protocol_error("no range"))?);
-        call.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        call.body = upload.blob.part(offset, length);
-        let response = self.send_once(&call).await?;
-        if !response.status().is_success() {
-            return Err(status_error(&call, response).await);
-        }
-        Ok(location(&call, &response)?.unwrap_or_else(|| session.location.clone()))
-    }
-
-    /// Asks how much has arrived. What does not lie after `offset` tells nothing: ECR's range stands still.
-    async fn resume(
-        &self,
-        upload: &Upload<'_>,
-        session: &mut Session,
-        offset: u64,
-    ) -> Result<u64, ClientError> {
-        let call = upload.call(Method::GET, session.location.clone());
-        let response = self.send(&call).await?;
-        if !response.status().is_success() {
-            return Err(status_error(&call, response).await);
-        }
-        if let Some(next) = location(&call, &response)? {
-            session.location = next;
-        }
-        let range = header(&response, &RANGE).unwrap_or_default();
-        let end =
-            range.trim_start_matches("bytes=").split_once('-').and_then(|(_, end)| end.parse::<u64>().ok());
-        // `0-0` is what registries write for nothing.
-        Ok(end.filter(|end| *end > 0).map_or(offset, |end| (end + 1).clamp(offset, upload.size)))
     }
 
     async fn abandon(&self, repository: &Repository, session: Session) {
@@ -315,14 +247,21 @@ impl Client {
 }
 
 impl<'a> Upload<'a> {
-    fn call(&self, method: Method, url: Url) -> Call<'a> {
+    /// Neither whole nor in chunks.
+    fn untakable(&self) -> ClientError {
+        let (repository, doing) = (self.repository.clone(), format!("uploading blob `{}`", self.digest));
+        let what = format!("it takes its {} bytes neither in one request nor in chunks", self.size);
+        ClientError::Protocol { repository, doing, what }
+    }
+
+    pub(super) fn call(&self, method: Method, url: Url) -> Call<'a> {
         let mut call = Call::new(method, url, self.repository, format!("uploading blob `{}`", self.digest));
         call.access = Access::Push;
         call
     }
 
     /// Where the last request of an upload goes: the location, which may have a query of its own, and the digest.
-    fn closing(&self, location: &Url) -> Url {
+    pub(super) fn closing(&self, location: &Url) -> Url {
         let mut url = location.clone();
         url.query_pairs_mut().append_pair("digest", &self.digest.to_string());
         url
@@ -336,9 +275,9 @@ fn candidates<'a>(
     from.iter().filter(|name| **name != repository.name).take(MOUNT_TRIES)
 }
 
-fn chunk_bytes(host: &Host, least: Option<u64>) -> u64 {
-    let usual = if host.as_str() == "ghcr.io" { GHCR_CHUNK_BYTES } else { CHUNK_BYTES };
-    usual.max(least.unwrap_or(0))
+/// Whether the registry has forgotten an upload that was open.
+fn is_lost(error: &ClientError) -> bool {
+    matches!(error, ClientError::Status { status, .. } if matches!(status.as_u16(), 404 | 410))
 }
 
 fn session(call: &Call<'_>, response: &Response) -> Result<Session, ClientError> {
@@ -350,7 +289,7 @@ fn session(call: &Call<'_>, response: &Response) -> Result<Session, ClientError>
 }
 
 /// Where to go on. It may be relative, and on another host; never from https to http.
-fn location(call: &Call<'_>, response: &Response) -> Result<Option<Url>, ClientError> {
+pub(super) fn location(call: &Call<'_>, response: &Response) -> Result<Option<Url>, ClientError> {
     let Some(text) = header(response, &LOCATION) else { return Ok(None) };
     let url = call.url.join(&text).map_err(|_| call.protocol_error("the upload's location is not a URL"))?;
     if call.url.scheme() == "https" && url.scheme() != "https" {

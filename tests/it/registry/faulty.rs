@@ -21,10 +21,10 @@ use super::client;
 pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) path: String,
-    host: String,
-    authorization: Option<String>,
-    range: Option<String>,
-    body: Bytes,
+    pub(super) host: String,
+    pub(super) authorization: Option<String>,
+    pub(super) range: Option<String>,
+    pub(super) body: Bytes,
 }
 
 pub(super) struct Faulty {
@@ -91,7 +91,7 @@ impl Faulty {
         format!("{}/hello", self.address).parse().unwrap()
     }
 
-    fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         let password = Secret::new("secret".to_owned());
         let credential = Credential::Basic { username: "ada".to_owned(), password };
         client(Credentials::none().with(&self.address.to_string().parse().unwrap(), credential))
@@ -101,7 +101,7 @@ impl Faulty {
         self.asked.lock().unwrap().clone()
     }
 
-    fn methods(&self) -> String {
+    pub(super) fn methods(&self) -> String {
         self.asked().iter().map(|asked| asked.method.to_string()).collect::<Vec<_>>().join(" ")
     }
 }

@@ -4,8 +4,9 @@ mod crash;
 mod faulty;
 mod hostile;
 mod peers;
-mod tls;
+pub(crate) mod tls;
 mod together;
+mod uploads;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

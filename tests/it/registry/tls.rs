@@ -43,7 +43,7 @@ extendedKeyUsage = clientAuth
 ";
 
 /// Certificates and keys, made once: `NAME.pem` and `NAME.key`.
-fn certificate(name: &str) -> PathBuf {
+pub(crate) fn certificate(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap().keep();
@@ -75,7 +75,7 @@ fn make(directory: &Path, name: &str, by: Option<&str>) {
 }
 
 /// TLS in front of a registry.
-struct Front {
+pub(crate) struct Front {
     port: u16,
     /// How many connections have chosen HTTP/2, and how many HTTP/1.1.
     http2: Arc<AtomicUsize>,
@@ -84,7 +84,7 @@ struct Front {
 
 /// What a front makes of HTTP/2.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Http2 {
+pub(crate) enum Http2 {
     Unknown,
     Spoken,
     /// Connections are closed as soon as they are there.
@@ -92,7 +92,7 @@ enum Http2 {
 }
 
 impl Front {
-    async fn start(certificate: &str, backend: std::net::SocketAddr, http2: Http2) -> Self {
+    pub(crate) async fn start(certificate: &str, backend: std::net::SocketAddr, http2: Http2) -> Self {
         Self::start_with(tls(certificate, false), backend, http2).await
     }
 
@@ -123,7 +123,7 @@ impl Front {
         Self { port, http2, http1 }
     }
 
-    fn host(&self) -> Host {
+    pub(crate) fn host(&self) -> Host {
         format!("127.0.0.1:{}", self.port).parse().unwrap()
     }
 

@@ -1,6 +1,7 @@
 //! The format of docker's `config.json` and podman's `auth.json`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -71,6 +72,20 @@ impl Source {
             return Err(CredentialsError::Size(path.to_owned()));
         }
         Self::parse(&text, &format!("`{}`", path.display())).map(Some)
+    }
+
+    /// What a job of GitLab's CI has for the registry of its project.
+    pub(super) fn gitlab(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
+        let host: Host = text("CI_REGISTRY")?.parse().ok()?;
+        let (username, password) = match (text("CI_REGISTRY_USER"), text("CI_REGISTRY_PASSWORD")) {
+            (Some(username), Some(password)) => (username, password),
+            _ => ("gitlab-ci-token".to_owned(), text("CI_JOB_TOKEN")?),
+        };
+        let credential = Credential::Basic { username, password: Secret::new(password) };
+        let by_prefix = std::iter::once((host.to_string(), credential)).collect();
+        let origin = "`$CI_REGISTRY_USER`".to_owned();
+        Some(Self { origin, by_prefix, helpers: BTreeMap::new(), store: None })
     }
 
     pub(super) fn parse(text: &str, origin: &str) -> Result<Self, CredentialsError> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use file::Source;
 use helper::Helpers;
 
-use super::error::Given;
+use super::advice::Given;
 use crate::model::Secret;
 use crate::oci::{Host, Repository};
 
@@ -177,7 +177,8 @@ impl Credentials {
         Ok(Self { sources, ..Self::default() })
     }
 
-    /// Reads what this process's environment and home have: `$DOCKER_AUTH_CONFIG`, docker's and podman's files, kaniko's.
+    /// Reads what this process's environment and home have: `$DOCKER_AUTH_CONFIG`, docker's and podman's files, kaniko's, and what
+    /// a job of GitLab's CI is given for its registry.
     pub fn from_environment() -> Result<Self, CredentialsError> {
         Self::from_variables(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))
     }
@@ -191,6 +192,7 @@ impl Credentials {
         for path in places::files(variable, rustix::process::getuid().as_raw()) {
             sources.extend(Source::read(&path)?.map(Arc::new));
         }
+        sources.extend(Source::gitlab(variable).map(Arc::new));
         let helpers = Arc::new(Helpers::new(variable("PATH")));
         Ok(Self { given: BTreeMap::new(), sources, helpers })
     }
@@ -283,6 +285,12 @@ mod tests {
         let text = r#"{"auths":{"a.test":{"auth":"dmFyaWFibGU6cA=="}}}"#;
         let variable = ("DOCKER_AUTH_CONFIG", text);
         assert_eq!(with_files(&[docker], &[variable]).as_deref(), Some("variable"));
+        let ci = [("CI_REGISTRY", "a.test"), ("CI_REGISTRY_USER", "ci"), ("CI_REGISTRY_PASSWORD", "p")];
+        assert_eq!(with_files(&[], &ci).as_deref(), Some("ci"));
+        assert_eq!(with_files(&[docker], &ci).as_deref(), Some(docker.0));
+        assert_eq!(with_files(&[], &[("CI_REGISTRY", "b.test"), ci[1], ci[2]]), None);
+        let job = [ci[0], ("CI_JOB_TOKEN", "t")];
+        assert_eq!(with_files(&[], &job).as_deref(), Some("gitlab-ci-token"));
         // One that does not know the registry does not hide the next.
         let other = (".docker/config.json", "a.test/organisation");
         assert_eq!(with_files(&[other, podman], &[]).as_deref(), Some(podman.0));
