@@ -1,7 +1,7 @@
 //! Base images: where they are, what they say, and their blobs when someone needs them.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,32 +10,14 @@ use tokio::io::AsyncWrite;
 
 use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
+use crate::build::layout;
+use crate::build::mirror::{Mirror, Mirrors};
 use crate::layers::{BlobWriter, LayerStore};
-use crate::oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, RawManifest, Reference, Repository};
-use crate::registry::client::Client;
+use crate::oci::{Descriptor, ImageConfig, Manifest, Platform, RawManifest, Reference, Repository};
+use crate::registry::client::{Client, ClientError, ResolvedImage};
 
 /// The largest image configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
-
-/// A place to look for base images before their own registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mirror {
-    /// A namespace of a registry: `127.0.0.1:5000/mirror`.
-    Registry(String),
-    /// An OCI image layout directory whose index names images by `org.opencontainers.image.ref.name`.
-    Layout(PathBuf),
-}
-
-impl std::str::FromStr for Mirror {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(match text.strip_prefix("oci:") {
-            Some(directory) => Self::Layout(PathBuf::from(directory)),
-            None => Self::Registry(text.trim_end_matches('/').to_owned()),
-        })
-    }
-}
 
 /// Where a base image was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,13 +39,37 @@ pub(crate) struct ResolvedBase {
 #[derive(Clone)]
 pub(crate) struct Bases {
     pub(crate) client: Client,
-    pub(crate) mirrors: Vec<Mirror>,
+    pub(crate) mirrors: Mirrors,
     pub(crate) store: LayerStore,
 }
 
 struct Found {
     manifest: RawManifest,
     source: BaseSource,
+}
+
+impl Found {
+    fn registry(image: ResolvedImage, at: Reference) -> Self {
+        Self { manifest: image.manifest, source: BaseSource::Registry(at.repository) }
+    }
+}
+
+/// Where an image was looked for in vain, why, and what would help.
+#[derive(Default)]
+struct Tried {
+    places: Vec<(String, String)>,
+    advice: Vec<String>,
+}
+
+impl Tried {
+    fn not_there(&mut self, place: String) {
+        self.places.push((place, "not there".to_owned()));
+    }
+
+    fn failed(&mut self, place: String, error: &ClientError) {
+        self.places.push((place, sentence(error)));
+        self.advice.extend(error.advice().filter(|advice| !self.advice.contains(advice)));
+    }
 }
 
 impl Bases {
@@ -95,44 +101,45 @@ impl Bases {
     }
 
     async fn find(&self, reference: &Reference, platform: &Platform) -> Result<Found, EngineError> {
-        let mut places = Vec::new();
-        let mut offline = false;
-        for mirror in &self.mirrors {
+        let mut tried = Tried::default();
+        let host = &reference.repository.host;
+        for mirror in &self.mirrors.places {
             match mirror {
-                Mirror::Layout(directory) => match layout_manifest(directory, reference, platform) {
+                Mirror::Layout(directory) => match layout::manifest(directory, reference, platform) {
                     Ok(Some(manifest)) => {
                         return Ok(Found { manifest, source: BaseSource::Layout(directory.clone()) });
                     }
-                    Ok(None) => places.push((directory.display().to_string(), "not there".to_owned())),
-                    Err(why) => places.push((directory.display().to_string(), why)),
+                    Ok(None) => tried.not_there(directory.display().to_string()),
+                    Err(why) => tried.places.push((directory.display().to_string(), why)),
                 },
-                Mirror::Registry(prefix) => {
-                    let Some(mirrored) = mirrored(prefix, reference) else { continue };
+                Mirror::Registry { of, at } if of == host => {
+                    let Ok(mirrored) = at.image(reference) else { continue };
                     match self.client.image(&mirrored, platform).await {
-                        Ok(image) => {
-                            let source = BaseSource::Registry(mirrored.repository);
-                            return Ok(Found { manifest: image.manifest, source });
-                        }
-                        Err(error) if error.is_not_found() => {
-                            places.push((prefix.clone(), "not there".to_owned()));
-                        }
-                        Err(error) => places.push((prefix.clone(), error.to_string())),
+                        Ok(image) => return Ok(Found::registry(image, mirrored)),
+                        Err(error) if error.is_not_found() => tried.not_there(at.to_string()),
+                        Err(error) => tried.failed(at.to_string(), &error),
                     }
                 }
+                Mirror::Registry { .. } => {}
             }
         }
-        match self.client.image(reference, platform).await {
-            Ok(image) => {
-                let source = BaseSource::Registry(reference.repository.clone());
-                return Ok(Found { manifest: image.manifest, source });
+        let mut offline = false;
+        if self.mirrors.ask(host) {
+            match self.client.image(reference, platform).await {
+                Ok(image) => return Ok(Found::registry(image, reference.clone())),
+                Err(error) => {
+                    offline = error.is_unreachable();
+                    tried.failed(host.to_string(), &error);
+                }
             }
-            Err(error) => {
-                offline |= error.is_unreachable();
-                places.push((reference.repository.host.to_string(), sentence(&error)));
-            }
+        } else {
+            tried
+                .places
+                .push((host.to_string(), "not asked (`--skip-default-registry-fallback`)".to_owned()));
         }
-        let reference = reference.familiar();
-        Err(EngineError::BaseNotFound { reference, platform: platform.clone(), places, offline })
+        let (reference, platform) = (reference.familiar(), platform.clone());
+        let Tried { places, advice } = tried;
+        Err(EngineError::BaseNotFound { reference, platform, places, offline, advice })
     }
 
     async fn config(&self, source: &BaseSource, manifest: &Manifest) -> Result<bytes::Bytes, EngineError> {
@@ -141,9 +148,9 @@ impl Bases {
                 Ok(self.client.blob(repository, &manifest.config, MAX_CONFIG_BYTES).await?)
             }
             BaseSource::Layout(directory) => {
-                let path = layout_blob(directory, &manifest.config.digest);
-                let bytes = std::fs::read(&path).map_err(|source| EngineError::Read { path, source })?;
-                Ok(bytes.into())
+                let digest = &manifest.config.digest;
+                let bytes = layout::blob(directory, digest, MAX_CONFIG_BYTES);
+                Ok(bytes.map_err(EngineError::Wrong)?.into())
             }
         }
     }
@@ -163,7 +170,7 @@ impl Bases {
                 self.client.pull_blob(repository, descriptor, &mut sink).await?;
             }
             BaseSource::Layout(directory) => {
-                let path = layout_blob(directory, &descriptor.digest);
+                let path = layout::blob_path(directory, &descriptor.digest);
                 let file = std::fs::File::open(&path).map_err(|source| EngineError::Read { path, source })?;
                 let mut file = crate::layers::Verified::new(file, &descriptor.digest, descriptor.size);
                 std::io::copy(&mut file, &mut sink.0).map_err(EngineError::io("copy a base layer"))?;
@@ -176,45 +183,6 @@ impl Bases {
 /// The error and what caused it, on one line.
 fn sentence(error: &dyn std::error::Error) -> String {
     crate::build::driver::chain(error).join(": ")
-}
-
-/// What a mirror calls an image of docker.io; it has no others.
-fn mirrored(prefix: &str, reference: &Reference) -> Option<Reference> {
-    if reference.repository.host.to_string() != "docker.io" {
-        return None;
-    }
-    let repository = format!("{prefix}/{}", reference.repository.name).parse().ok()?;
-    Some(Reference { repository, tag: reference.tag.clone(), digest: reference.digest })
-}
-
-fn layout_blob(directory: &Path, digest: &Digest) -> PathBuf {
-    directory.join("blobs/sha256").join(digest.hex())
-}
-
-/// The manifest of an image in a layout; an error is a sentence.
-fn layout_manifest(
-    directory: &Path,
-    wanted: &Reference,
-    platform: &Platform,
-) -> Result<Option<RawManifest>, String> {
-    let read = |path: PathBuf| std::fs::read(&path).map_err(|error| format!("`{}`: {error}", path.display()));
-    let parse = |bytes: Vec<u8>| RawManifest::parse(bytes, None).map_err(|error| error.to_string());
-    let top = parse(read(directory.join("index.json"))?)?;
-    let entries = top.as_index().ok_or("index.json is not an index")?;
-    let names = [wanted.to_string(), wanted.familiar()];
-    let is_wanted = |entry: &&Descriptor| {
-        let name = entry.annotations.get("org.opencontainers.image.ref.name");
-        wanted
-            .digest
-            .map_or_else(|| name.is_some_and(|name| names.contains(name)), |digest| entry.digest == digest)
-    };
-    let Some(entry) = entries.manifests.iter().find(is_wanted) else { return Ok(None) };
-    let mut manifest = parse(read(layout_blob(directory, &entry.digest))?)?;
-    if let Some(index) = manifest.as_index() {
-        let child = index.choose(platform).map_err(|error| error.to_string())?.digest;
-        manifest = parse(read(layout_blob(directory, &child))?)?;
-    }
-    Ok(Some(manifest))
 }
 
 /// A blob being written, for asynchronous readers: each write is one `write(2)` into the page cache.

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::{Bases, Mirror, ResolvedBase};
+use crate::build::base::{Bases, ResolvedBase};
 use crate::build::capture::Capture;
 use crate::build::context::{Context, read_text};
 use crate::build::driver::{
@@ -22,6 +22,7 @@ use crate::build::driver::{
 use crate::build::error::EngineError;
 use crate::build::event::{BuildEvent, StepState};
 use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
+use crate::build::mirror::Mirrors;
 use crate::build::plan::{Base, ImageName, Plan, is_step};
 use crate::build::process::{WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
@@ -56,7 +57,7 @@ pub struct BuildOptions {
     /// Where the image is pushed; without a tag by digest only.
     pub destinations: Vec<Reference>,
     /// Places where a base is looked for before its own registry.
-    pub mirrors: Vec<Mirror>,
+    pub mirrors: Mirrors,
     /// The layer store.
     pub layers: PathBuf,
     /// How RUN is kept apart, and the ids of the sandbox.

@@ -41,7 +41,13 @@ pub(crate) enum EngineError {
     Read { path: PathBuf, source: io::Error },
     /// No place has the base image.
     #[error("base image `{reference}` was not found{}", tried(.places))]
-    BaseNotFound { reference: String, platform: Platform, places: Vec<(String, String)>, offline: bool },
+    BaseNotFound {
+        reference: String,
+        platform: Platform,
+        places: Vec<(String, String)>,
+        offline: bool,
+        advice: Vec<String>,
+    },
     /// The base image is for something else.
     #[error("base image `{reference}` is for {found}, not for {wanted}")]
     BasePlatform { reference: String, found: String, wanted: Platform },
@@ -129,6 +135,8 @@ impl EngineError {
 
     fn hint(&self) -> Option<String> {
         match self {
+            Self::Registry(error) => error.advice(),
+            Self::BaseNotFound { advice, .. } if !advice.is_empty() => Some(advice.join("\n")),
             Self::BaseNotFound { reference, platform, offline, .. } => Some(format!(
                 "Two ways to have it: `hephy base {reference} --arch {}` assembles it from Debian's archive (if it is a Debian),\nor {}",
                 platform.architecture(),

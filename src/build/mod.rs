@@ -19,6 +19,8 @@ mod error;
 mod event;
 mod image;
 mod key;
+mod layout;
+mod mirror;
 mod parallel;
 mod plain;
 mod plan;
@@ -34,7 +36,6 @@ mod trees;
 mod user;
 pub mod worker;
 
-pub use base::Mirror;
 pub use driver::{
     BuildFailure, BuildLimits, BuildRequest, BuiltLayer, CacheUse, Compression, Driver, LayerOrigin,
     Location, NetworkMode, StepFailure, chain,
@@ -42,6 +43,7 @@ pub use driver::{
 pub use engine::{Afterwards, BuildOptions, EventSink, build, layers_directory};
 pub use event::{BuildEvent, MAX_LINE_BYTES, StepState, elapsed};
 pub use image::{ImageFormat, compression, with_default_tag};
+pub use mirror::{Mirror, MirrorError, Mirrors, Namespace};
 pub use process::open_layer_store;
 pub use prune::prune;
 pub use remote_cache::CacheRepository;

@@ -10,6 +10,7 @@ use crate::build::base::{BaseSource, Bases};
 use crate::build::driver::{BuildFailure, BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
+use crate::build::mirror::Mirrors;
 use crate::build::process::{WorkerOptions, WorkerProcess, blocking, open_store};
 use crate::build::protocol::{Request, Response};
 use crate::build::user::ImageUser;
@@ -53,7 +54,7 @@ async fn local(
     platform: &Platform,
 ) -> Result<LocalImage, EngineError> {
     let (store, map) = open_store(layers, ids)?;
-    let bases = Bases { client, mirrors: Vec::new(), store: store.clone() };
+    let bases = Bases { client, mirrors: Mirrors::default(), store: store.clone() };
     let image = bases.resolve(&reference.to_string(), platform).await?;
     let (network, limits) = (NetworkMode::None, BuildLimits::default());
     let (layers, isolation) = (layers.to_owned(), Isolation::Userns);

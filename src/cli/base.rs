@@ -164,22 +164,25 @@ async fn deliver(
     directory: &Path,
 ) -> Result<(), String> {
     let name = |tag: &Tag| format!("{}:{tag}", base.repository().trim_start_matches("library/"));
+    let repository = |host: &Host, namespace: &str| {
+        let parsed = format!("{host}/{namespace}{}", base.repository()).parse::<Repository>();
+        parsed.map_err(|error| error.to_string())
+    };
+    let hub = repository(&Host::docker_hub(), "")?;
     match target {
         Target::Registry(host, client) => {
-            let repository: Repository = format!("{host}/mirror/{}", base.repository())
-                .parse()
-                .map_err(|error: crate::oci::NameError| error.to_string())?;
+            let repository = repository(host, "mirror/")?;
             let pushed = push_base(client, &repository, tags, images).await.map_err(|error| chain(&error))?;
             line(&format!("-----> Pushed {repository}@{}", pushed.digest));
         }
         Target::Layout(path) => {
-            let written = write_layout(path, tags, images).map_err(|error| chain(&error))?;
+            let written = write_layout(path, &hub, tags, images).map_err(|error| chain(&error))?;
             line(&format!("-----> Wrote {} ({})", path.display(), written.digest));
-            return Ok(());
+            line(&format!("       hephy build --mirror oci:{} …", path.display()));
         }
         Target::Archive(path) => {
             let layout = directory.join("layout");
-            let written = write_layout(&layout, tags, images).map_err(|error| chain(&error))?;
+            let written = write_layout(&layout, &hub, tags, images).map_err(|error| chain(&error))?;
             pack_layout(&layout, path).map_err(|error| chain(&error))?;
             line(&format!("-----> Wrote {} ({})", path.display(), written.digest));
             return Ok(());

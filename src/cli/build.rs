@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,22 +14,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::{
     BuildEvent, BuildFailure, BuildLimits, BuildOptions, BuildResult, CacheUse, Compression, EVENTS_FILE,
-    EventSink, LOCK_FILE, Mirror, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed,
-    layers_directory, with_default_tag,
+    EventSink, LOCK_FILE, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed, layers_directory,
+    with_default_tag,
 };
-use crate::oci::{Host, Platform, Reference};
-use crate::registry::client::{Client, ClientConfig, Credentials, Reach};
+use crate::oci::{Platform, Reference};
 use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
 use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
 
 pub mod cache;
 mod display;
 pub mod kaniko;
+mod registry;
 
 use display::Display;
 
-/// The largest Docker configuration that is read.
-const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
+pub use registry::RegistryArguments;
 
 /// Exit codes beside 0.
 mod code {
@@ -98,18 +97,6 @@ pub struct BuildArguments {
     /// Where layers and the step cache are kept [default: `$XDG_DATA_HOME/hephy`]
     #[arg(long, env = "HEPHY_DATA", value_name = "DIRECTORY")]
     pub data: Option<PathBuf>,
-    /// Where base images of docker.io are looked for first: HOST:PORT/PREFIX, or oci:DIRECTORY; may be repeated
-    #[arg(
-        long,
-        alias = "registry-mirror",
-        env = "HEPHY_MIRROR",
-        value_delimiter = ',',
-        value_name = "PLACE"
-    )]
-    pub mirror: Vec<Mirror>,
-    /// A registry that speaks plain HTTP (loopback always does); may be repeated
-    #[arg(long, value_name = "HOST[:PORT]")]
-    pub insecure_registry: Vec<Host>,
     /// How progress is told, on standard error
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: Progress,
@@ -137,12 +124,12 @@ pub struct BuildArguments {
     /// How many processors a RUN may use, where cgroups are delegated
     #[arg(long, value_name = "NUMBER")]
     pub cpus: Option<f64>,
-    /// Read registry credentials from standard input, as a Docker configuration
-    #[arg(long, hide = true)]
-    pub docker_config_stdin: bool,
     /// A directory for the build's lock, events and result
     #[arg(long, hide = true, value_name = "DIRECTORY")]
     pub build_directory: Option<PathBuf>,
+    /// Flags for registries.
+    #[command(flatten)]
+    pub registry: RegistryArguments,
 }
 
 /// How RUN is kept from the machine.
@@ -287,6 +274,7 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         if arguments.push_by_digest { reference.clone() } else { with_default_tag(reference.clone()) }
     };
     Ok(BuildOptions {
+        client: arguments.registry.client(destinations, cache_repository.as_ref())?,
         context: PathBuf::from(arguments.context.strip_prefix("dir://").unwrap_or(&arguments.context)),
         dockerfile: arguments.dockerfile.clone(),
         platform,
@@ -294,7 +282,7 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         build_args,
         labels: labels.collect(),
         destinations: destinations.iter().map(tagged).collect(),
-        mirrors: arguments.mirror.clone(),
+        mirrors: arguments.registry.mirrors()?,
         layers: layers_directory(&data),
         rung,
         epoch,
@@ -312,7 +300,6 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         annotations: arguments.kaniko.annotations()?.into_iter().collect(),
         oci_layout: arguments.oci_layout_path.clone(),
         tar: arguments.tar_path.clone(),
-        client: client(arguments)?,
     })
 }
 
@@ -340,21 +327,6 @@ fn data_directory(arguments: &BuildArguments) -> Result<PathBuf, String> {
         .or_else(from_environment)
         .ok_or("give `--data DIRECTORY`: there is no HOME")?;
     std::path::absolute(&data).map_err(|error| format!("`{}`: {error}", data.display()))
-}
-
-fn client(arguments: &BuildArguments) -> Result<Client, String> {
-    let credentials = if arguments.docker_config_stdin {
-        let mut text = String::new();
-        let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
-        read.map_err(|error| format!("failed to read credentials: {error}"))?;
-        Credentials::docker_config_json(&text)
-    } else {
-        Credentials::from_environment()
-    };
-    let credentials = credentials.map_err(|error| crate::build::chain(&error).join(": "))?;
-    let mut reach = Reach::default();
-    reach.insecure = arguments.insecure_registry.iter().cloned().collect();
-    Ok(Client::new(ClientConfig { credentials, reach, ..ClientConfig::default() }))
 }
 
 /// The build's own directory, locked while we live.

@@ -17,6 +17,8 @@ use crate::oci::{
 };
 use crate::registry::client::{BlobSource, Client, ClientError};
 
+/// What containerd and BuildKit call a whole name in a layout.
+const IMAGE_NAME: &str = "io.containerd.image.name";
 /// What Debian's own images say too.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -124,8 +126,11 @@ pub async fn push_base(
 }
 
 /// Writes images and their index as an OCI layout into the directory `directory`, made if need be.
+///
+/// Each tag is an entry under the tag alone, as most tools read it, that says in containerd's annotation of which repository it is.
 pub fn write_layout(
     directory: &Path,
+    repository: &Repository,
     tags: &[Tag],
     images: &[BaseImage],
 ) -> Result<PublishedBase, BaseImageError> {
@@ -149,17 +154,32 @@ pub fn write_layout(
         let descriptor = index.descriptor();
         json!({
             "mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size,
-            "annotations": { "org.opencontainers.image.ref.name": tag.to_string() },
+            "annotations": {
+                IMAGE_NAME: repository.with(&Target::Tag(tag.clone())).to_string(),
+                "org.opencontainers.image.ref.name": tag.to_string(),
+            },
         })
     };
     let media_type = MediaType::ImageIndex;
-    let entries: Vec<_> = tags.iter().map(entry).collect();
+    let mut entries: Vec<_> = tags.iter().map(entry).collect();
+    entries.extend(others(&directory.join("index.json"), repository, tags));
     let top = json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": entries });
     for (name, content) in [("index.json", top), ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" }))] {
         let path = directory.join(name);
         fs::write(&path, content.to_string()).map_err(file("write", &path))?;
     }
     Ok(published)
+}
+
+/// The entries of a layout's index that is there, but for those of `tags`.
+fn others(index: &Path, repository: &Repository, tags: &[Tag]) -> Vec<serde_json::Value> {
+    let names: Vec<String> =
+        tags.iter().map(|tag| repository.with(&Target::Tag(tag.clone())).to_string()).collect();
+    let read = fs::read(index).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let index: serde_json::Value = read.unwrap_or_default();
+    let entries = index["manifests"].as_array().cloned().unwrap_or_default();
+    let name = |entry: &serde_json::Value| entry["annotations"][IMAGE_NAME].as_str().map(ToOwned::to_owned);
+    entries.into_iter().filter(|entry| name(entry).is_none_or(|name| !names.contains(&name))).collect()
 }
 
 /// Writes what [`write_layout`] wrote into `layout` as one tar, the same for the same layout.
@@ -201,6 +221,10 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BaseImag
 mod tests {
     use super::*;
 
+    fn repository() -> Repository {
+        "debian".parse().unwrap()
+    }
+
     fn image(directory: &Path, platform: &str) -> BaseImage {
         let tar = directory.join(format!("{}.tar", platform.replace('/', "-")));
         fs::write(&tar, [0; 1024]).unwrap();
@@ -221,7 +245,7 @@ mod tests {
             let images = ["linux/arm64", "linux/amd64"].map(|platform| image(directory.path(), platform));
             let tags = ["12".parse().unwrap(), "bookworm".parse().unwrap()];
             let layout = directory.path().join("layout");
-            let published = write_layout(&layout, &tags, &images).unwrap();
+            let published = write_layout(&layout, &repository(), &tags, &images).unwrap();
             let shown: Vec<_> = published.platforms.iter().map(ToString::to_string).collect();
             assert_eq!(shown, ["linux/amd64", "linux/arm64"]);
             let packed = directory.path().join("layout.tar");
@@ -236,14 +260,33 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let images = [image(directory.path(), "linux/amd64")];
         let layout = directory.path().join("layout");
-        let published =
-            write_layout(&layout, &["12".parse().unwrap(), "bookworm".parse().unwrap()], &images).unwrap();
+        let published = write_layout(
+            &layout,
+            &repository(),
+            &["12".parse().unwrap(), "bookworm".parse().unwrap()],
+            &images,
+        )
+        .unwrap();
         let top: serde_json::Value =
             serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
         let entries = top["manifests"].as_array().unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[1]["annotations"]["org.opencontainers.image.ref.name"], "bookworm");
         assert_eq!(entries[0]["digest"], published.digest.to_string());
+        assert_eq!(entries[0]["annotations"]["io.containerd.image.name"], "docker.io/library/debian:12");
+        // Another base beside it, and the same again.
+        let other = "busybox".parse().unwrap();
+        for repository in [&other, &repository()] {
+            write_layout(&layout, repository, &["12".parse().unwrap()], &images).unwrap();
+        }
+        let top: serde_json::Value =
+            serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+        let name = |entry: &serde_json::Value| entry["annotations"]["io.containerd.image.name"].to_string();
+        let names: Vec<String> = top["manifests"].as_array().unwrap().iter().map(name).collect();
+        assert_eq!(
+            names.join(" "),
+            r#""docker.io/library/debian:12" "docker.io/library/busybox:12" "docker.io/library/debian:bookworm""#
+        );
         for entry in fs::read_dir(layout.join("blobs/sha256")).unwrap() {
             let path = entry.unwrap().path();
             assert_eq!(

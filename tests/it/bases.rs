@@ -23,7 +23,7 @@ async fn digest_of(base: &str, platform: &Platform) -> Digest {
     let directory = tempfile::tempdir().unwrap();
     let images = [image(base, platform, directory.path()).await];
     let layout = directory.path().join("layout");
-    write_layout(&layout, &["latest".parse().unwrap()], &images).unwrap().digest
+    write_layout(&layout, &"busybox".parse().unwrap(), &["latest".parse().unwrap()], &images).unwrap().digest
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod images;
 mod kaniko;
 mod in_place;
 mod pushes;
+mod registries;
 mod stages;
 mod web;
 

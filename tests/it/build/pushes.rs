@@ -13,8 +13,13 @@ use crate::registry::Registry;
 
 /// Puts the busybox of the layout into a registry's mirror.
 async fn mirror(registry: &Registry) {
+    mirror_as(registry, "mirror/library/busybox").await;
+}
+
+/// The same under another name.
+pub(super) async fn mirror_as(registry: &Registry, name: &str) {
     let client = registry.client();
-    let repository = registry.repository("mirror/library/busybox");
+    let repository = registry.repository(name);
     let blob =
         |digest: &Digest| std::fs::read(base::layout().join("blobs/sha256").join(digest.hex())).unwrap();
     let index =

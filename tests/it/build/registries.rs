@@ -1,0 +1,155 @@
+//! Builds and the registries around them: mirrors, credentials, certificates, and whose fault a failure is.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use hephy::build::{BuildResult, Outcome, StepFailure};
+use hephy::oci::Target;
+
+use super::pushes::mirror_as;
+use super::{Place, base};
+use crate::registry::Registry;
+use crate::registry::tls::{Front, Http2, certificate};
+
+/// Runs a build with a home of its own, and nothing of ours in its environment.
+fn run(place: &Place, mut command: Command) -> Output {
+    let home = place.path("home");
+    fs::create_dir_all(&home).unwrap();
+    for name in ["DOCKER_CONFIG", "DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME"] {
+        command.env_remove(name);
+    }
+    command.env("HOME", &home).env("XDG_RUNTIME_DIR", &home);
+    tokio::task::block_in_place(|| command.output().unwrap())
+}
+
+fn config(place: &Place, text: &str) {
+    fs::create_dir_all(place.path("home/.docker")).unwrap();
+    fs::write(place.path("home/.docker/config.json"), text).unwrap();
+}
+
+fn ok(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The failure that a build left, which names no secret.
+fn failure(place: &Place) -> StepFailure {
+    let text = fs::read_to_string(place.path("build/result.json")).unwrap();
+    assert!(!text.contains("hunter2") && !text.contains("aHVudGVyMg"), "{text}");
+    match BuildResult::read(&place.path("build/result.json")).unwrap().unwrap().outcome {
+        Outcome::Failed(failure) => failure.step().unwrap().clone(),
+        Outcome::Built { .. } => panic!("it was built"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_of_any_registry_comes_from_its_mirror_or_not_at_all() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let registry = Registry::start().await;
+    mirror_as(&registry, "mirror/quay/org/busybox").await;
+    let place = Place::new();
+    let map = format!("--registry-map=gcr.io=127.0.0.1:1;nowhere.invalid={}/mirror/quay", registry.address);
+    let dockerfile = "FROM nowhere.invalid/org/busybox:1\nENV A=1\n";
+    ok(&run(&place, place.command(dockerfile, &[&map, "--no-push"])));
+    // What no mirror has is asked for at the registry itself, unless that is forbidden.
+    let missing = "FROM nowhere.invalid/org/other:1\nENV A=1\n";
+    let output = run(&place, place.command(missing, &[&map, "--no-push"]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let heading = failure(&place).heading;
+    assert!(heading.contains("nowhere.invalid: registry `nowhere.invalid` cannot be reached"), "{heading}");
+    let only = [&map, "--no-push", "--skip-default-registry-fallback=true"];
+    run(&place, place.command(missing, &only));
+    let heading = failure(&place).heading;
+    let tried = format!("{}/mirror/quay: not there; nowhere.invalid: not asked", registry.address);
+    assert!(heading.contains(&tried), "{heading}");
+    ok(&run(&place, place.command(dockerfile, &only)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layout_that_hephy_base_wrote_has_the_image_under_its_name() {
+    let layout = tempfile::tempdir().unwrap();
+    base::write(layout.path(), "1", &base::rootfs(), &[]);
+    let place = Place::new();
+    let mirror = format!("oci:{}", layout.path().display());
+    let build = || run(&place, place.command_with(&mirror, "FROM busybox:1\nENV A=1\n", &["--no-push"]));
+    assert_eq!(build().status.code(), Some(1));
+    assert!(failure(&place).heading.contains("tagged `1` that does not say of what"));
+    // As `publish::write_layout` writes it.
+    let index = layout.path().join("index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    let annotation =
+        "\"io.containerd.image.name\":\"docker.io/library/busybox:1\",\"org.opencontainers.image.ref.name\"";
+    fs::write(&index, text.replace("\"org.opencontainers.image.ref.name\"", annotation)).unwrap();
+    ok(&build());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_come_from_a_helper_and_a_refusal_says_whose_they_were() {
+    let registry = Registry::start().await;
+    let place = Place::new();
+    let destination = format!("--destination={}/hello:v1", registry.address);
+    let build = || {
+        let mut command = place.command("FROM busybox:1\nENV A=1\n", &[&destination]);
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", place.path("").display()));
+        run(&place, command)
+    };
+    assert_eq!(build().status.code(), Some(3));
+    let without = failure(&place);
+    assert!(without.heading.contains("it got no credentials"), "{without:?}");
+    let login = format!("docker login {}", registry.address);
+    assert!(without.hint.as_ref().unwrap().contains(&login), "{without:?}");
+    config(&place, &format!(r#"{{"auths":{{"{}":{{"auth":"aGVwaHk6aHVudGVyMg=="}}}}}}"#, registry.address));
+    build();
+    let refused = failure(&place);
+    let origin = format!("the credentials of `{}`", place.path("home/.docker/config.json").display());
+    assert!(refused.heading.contains(&origin), "{refused:?}");
+    config(&place, &format!(r#"{{"credHelpers":{{"{}":"mine"}}}}"#, registry.address));
+    build();
+    let missing = failure(&place);
+    assert!(
+        missing.cause[0].contains("`docker-credential-mine`") && missing.cause[0].contains("not in PATH")
+    );
+    helper(&place, "echo 'the vault is sealed' >&2; exit 1");
+    build();
+    assert!(failure(&place).cause[0].contains("the vault is sealed (exit status 1)"));
+    let token = registry.server.tokens().for_build(&"hello".parse().unwrap(), Duration::from_mins(5));
+    helper(&place, &format!("echo '{{\"Username\":\"hephy\",\"Secret\":\"{}\"}}'", token.reveal()));
+    ok(&build());
+    let target = Target::Tag("v1".parse().unwrap());
+    registry.client().manifest(&registry.repository("hello"), &target).await.unwrap();
+}
+
+fn helper(place: &Place, script: &str) {
+    let (text, program) = (place.path("text"), place.path("docker-credential-mine"));
+    fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    let installed = Command::new("install").args(["-m", "755"]).args([&text, &program]).status().unwrap();
+    assert!(installed.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_pushed_to_a_registry_with_a_private_certificate_that_is_named() {
+    let registry = Registry::start().await;
+    let front = Front::start("itself", registry.address, Http2::Spoken).await;
+    let (place, host) = (Place::new(), front.host());
+    let token = registry.server.tokens().for_build(&"hello".parse().unwrap(), Duration::from_mins(5));
+    // The registry names its token server without TLS, since it does not know of the front.
+    config(&place, &format!(r#"{{"auths":{{"{host}":{{"registrytoken":"{}"}}}}}}"#, token.reveal()));
+    let build = |flag: &str, file: &Path| {
+        let flag = format!("{flag}={host}={}", file.display());
+        let destination = format!("--destination={host}/hello:v1");
+        run(&place, place.command("FROM busybox:1\nENV A=1\n", &[&destination, &flag]))
+    };
+    let output = build("--registry-certificate", &certificate("authority.pem"));
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let untrusted = failure(&place);
+    assert!(untrusted.heading.contains("is not trusted: no authority"), "{untrusted:?}");
+    let hint = untrusted.hint.unwrap();
+    assert!(hint.contains(&format!("--registry-certificate {host}=FILE")), "{hint}");
+    ok(&build("--registry-certificate", &certificate("itself.pem")));
+    let missing = build("--registry-certificate", Path::new("/nowhere.pem"));
+    assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+    let target = Target::Tag("v1".parse().unwrap());
+    registry.client().manifest(&registry.repository("hello"), &target).await.unwrap();
+}
