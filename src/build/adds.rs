@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 use url::Url;
 
 use crate::build::engine::Engine;
@@ -37,6 +38,14 @@ impl From<&Add> for AddFlags {
 pub(super) enum Remote {
     Web { url: Url, unpack: bool, expected: Expected, file: Option<Download> },
     Git { address: Box<GitAddress>, commit: String, keep_git_dir: bool },
+}
+
+/// What was fetched: the descriptors, what each is, and what has to stay until they are read.
+#[derive(Default)]
+pub(super) struct FetchedSources {
+    pub(super) kinds: Vec<Fetched>,
+    pub(super) fds: Vec<OwnedFd>,
+    checkouts: Vec<TempDir>,
 }
 
 /// What a file has to be.
@@ -172,11 +181,8 @@ impl Engine {
     }
 
     /// Fetches what is not here yet, as descriptors for the worker.
-    pub(super) async fn fetch(
-        &self,
-        remotes: Vec<Remote>,
-    ) -> Result<(Vec<Fetched>, Vec<OwnedFd>), EngineError> {
-        let (mut fetched, mut fds) = (Vec::new(), Vec::new());
+    pub(super) async fn fetch(&self, remotes: Vec<Remote>) -> Result<FetchedSources, EngineError> {
+        let mut fetched = FetchedSources::default();
         for remote in remotes {
             match remote {
                 Remote::Web { url, unpack, expected, file } => {
@@ -184,20 +190,22 @@ impl Engine {
                         Some(file) => file,
                         None => self.download(&url, expected).await?,
                     };
-                    fetched.push(Fetched::File {
+                    fetched.kinds.push(Fetched::File {
                         name: http_name(&url),
                         modified: download.modified,
                         unpack,
                     });
-                    fds.push(download.file.into());
+                    fetched.fds.push(download.file.into());
                 }
                 Remote::Git { address, commit, keep_git_dir } => {
-                    fds.push(self.checkout(&address, &commit, keep_git_dir).await?);
-                    fetched.push(Fetched::Directory);
+                    let (directory, fd) = self.checkout(&address, &commit, keep_git_dir).await?;
+                    fetched.kinds.push(Fetched::Directory);
+                    fetched.fds.push(fd);
+                    fetched.checkouts.push(directory);
                 }
             }
         }
-        Ok((fetched, fds))
+        Ok(fetched)
     }
 
     async fn download(&self, url: &Url, expected: Expected) -> Result<Download, EngineError> {
@@ -217,13 +225,13 @@ impl Engine {
         }
     }
 
-    /// The directory of a checkout. What is open stays after its name is gone, and only that.
+    /// The directory of a checkout, and in it the one that is copied.
     async fn checkout(
         &self,
         address: &GitAddress,
         commit: &str,
         keep_git_dir: bool,
-    ) -> Result<OwnedFd, EngineError> {
+    ) -> Result<(TempDir, OwnedFd), EngineError> {
         let directory = tempfile::Builder::new()
             .prefix("checkout-")
             .tempdir_in(self.spool())
@@ -238,8 +246,7 @@ impl Engine {
                 address.subdirectory
             ))
         })?;
-        self.checkouts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(directory);
-        Ok(root.into_fd())
+        Ok((directory, root.into_fd()))
     }
 
     fn web(&self) -> Result<Web, EngineError> {

@@ -145,8 +145,9 @@ impl Engine {
         mut request: CopyRequest,
         remotes: Vec<Remote>,
     ) -> Result<Made, EngineError> {
-        let (fetched, mut fds) = self.fetch(remotes).await?;
-        request.fetched = fetched;
+        let mut fetched = self.fetch(remotes).await?;
+        request.fetched = std::mem::take(&mut fetched.kinds);
+        let mut fds = std::mem::take(&mut fetched.fds);
         if request.sources.is_empty() || self.context_for_worker().await? {
             if request.sources.is_empty() {
                 // Nothing of the context is read; an empty list of layers is an empty place.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::try_join_all;
@@ -216,12 +216,14 @@ pub(super) struct Engine {
     total: u32,
     stages: usize,
     pub(super) clock: Instant,
-    /// What of other places is in use until the build ends.
-    pub(super) checkouts: Arc<Mutex<Vec<tempfile::TempDir>>>,
 }
 
 impl Engine {
-    fn open(options: BuildOptions, events: EventSink, started_at: Timestamp) -> Result<Self, EngineError> {
+    pub(super) fn open(
+        options: BuildOptions,
+        events: EventSink,
+        started_at: Timestamp,
+    ) -> Result<Self, EngineError> {
         let context = Context::open(&options.context, &options.dockerfile)?;
         let now = match options.epoch {
             Some(epoch) => Timestamp::from_second(epoch)
@@ -266,7 +268,6 @@ impl Engine {
             total: 0,
             stages: 0,
             clock: Instant::now(),
-            checkouts: Arc::default(),
             options: Arc::new(options),
         })
     }
@@ -283,6 +284,7 @@ impl Engine {
         self.warn(&dockerfile, &global);
         let mut plan = Plan::new(&dockerfile, self.options.target.as_deref(), &global)?;
         let triggers = self.resolve(&mut plan, &global).await?;
+        self.check(&dockerfile)?;
         self.total = plan.stages.keys().map(|index| steps_of(&plan, &triggers, *index)).sum();
         self.stages = plan.stages.len();
         let (platform, isolation) = (self.options.platform.clone(), self.options.rung.to_string());
@@ -304,9 +306,6 @@ impl Engine {
     /// Tells what is odd about a Dockerfile and changes nothing.
     fn warn(&self, dockerfile: &Dockerfile, global: &GlobalScope) {
         let note = |text: String| (self.events)(BuildEvent::Note { text });
-        for warning in &dockerfile.warnings {
-            note(format!("{}: {}", self.location(warning.position.line), warning.text));
-        }
         if let Some(syntax) = dockerfile.syntax.as_deref().filter(|syntax| !is_own_syntax(syntax)) {
             note(format!("`# syntax={syntax}` is not run: the Dockerfile is read as BuildKit's own"));
         }

@@ -10,7 +10,9 @@
 mod adds;
 mod base;
 mod capture;
+mod check;
 mod context;
+mod contexts;
 mod copies;
 mod copying;
 mod driver;
@@ -36,6 +38,10 @@ mod trees;
 mod user;
 pub mod worker;
 
+pub use check::{CheckReport, check};
+pub use contexts::{
+    ContextPlace, ContextRequest, FetchedContext, GitContext, GitContextOptions, fetch_context,
+};
 pub use driver::{
     BuildFailure, BuildLimits, BuildRequest, BuiltLayer, CacheUse, Compression, Driver, LayerOrigin,
     Location, NetworkMode, StepFailure, chain,

@@ -1,5 +1,8 @@
 //! `hephy build`: an image for one platform from a Dockerfile, with kaniko's names for what kaniko has.
 
+mod check;
+mod context;
+
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -17,6 +20,10 @@ use crate::build::{
     EventSink, LOCK_FILE, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed, layers_directory,
     with_default_tag,
 };
+pub use check::{CheckArguments, CheckFormat};
+pub use context::ContextArguments;
+
+use crate::build::{ContextRequest, FetchedContext};
 use crate::oci::{Platform, Reference};
 use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
 use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
@@ -43,9 +50,12 @@ mod code {
 #[derive(Debug, Clone, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct BuildArguments {
-    /// The directory with the files that COPY and ADD may take
-    #[arg(short, long, value_name = "DIRECTORY", default_value = ".")]
-    pub context: String,
+    /// Where the context is
+    #[command(flatten)]
+    pub context: ContextArguments,
+    /// Whether to check instead of building
+    #[command(flatten)]
+    pub check: CheckArguments,
     /// The Dockerfile, relative to the context or absolute
     #[arg(short = 'f', long, value_name = "FILE", default_value = "Dockerfile")]
     pub dockerfile: PathBuf,
@@ -170,8 +180,13 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
         Ok(directory) => directory,
         Err(error) => return refused(&error, code::PLATFORM),
     };
-    let options = match options(arguments) {
-        Ok(options) => options,
+    let prepared = options(arguments).and_then(|(options, context)| {
+        // The directory stays until the build has ended.
+        let fetched = runtime.block_on(fetch(context, &options))?;
+        Ok((BuildOptions { context: fetched.directory.clone(), ..options }, fetched))
+    });
+    let (options, _fetched) = match prepared {
+        Ok(prepared) => prepared,
         Err(refusal) => {
             if let Some(directory) = &directory {
                 directory.refuse(&refusal);
@@ -179,6 +194,9 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
             return refused(&refusal.text, refusal.code);
         }
     };
+    if arguments.check.check {
+        return run_check(arguments, &runtime, options);
+    }
     let json = arguments.kaniko.log_format.as_deref() == Some("json");
     let progress = if json { Progress::Json } else { arguments.progress };
     let is_live = progress == Progress::Auto && !arguments.kaniko.log_timestamp && directory.is_none();
@@ -212,6 +230,42 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
     code
 }
 
+/// Brings the context here, if it is elsewhere.
+async fn fetch(context: ContextRequest, options: &BuildOptions) -> Result<FetchedContext, Refusal> {
+    let data = options.layers.parent().unwrap_or(&options.layers);
+    let limit = options.limits.time;
+    match tokio::time::timeout(limit, ContextArguments::fetch(context, data)).await {
+        Ok(Ok(fetched)) => Ok(fetched),
+        Ok(Err(failure)) => {
+            let code = if matches!(failure, BuildFailure::App(_)) { code::APP } else { code::PLATFORM };
+            Err(Refusal { text: BuildEvent::Failed { failure: Box::new(failure) }.lines().join("\n"), code })
+        }
+        Err(_) => Err(Refusal {
+            text: "the context was not there within the time limit".to_owned(),
+            code: code::TIMED_OUT,
+        }),
+    }
+}
+
+/// Prints what the checks find.
+fn run_check(
+    arguments: &BuildArguments,
+    runtime: &tokio::runtime::Runtime,
+    options: BuildOptions,
+) -> ExitCode {
+    match runtime.block_on(crate::build::check(options)) {
+        Ok(report) => {
+            // Whoever closed our output does not want to know.
+            drop(writeln!(io::stdout().lock(), "{}", check::render(&report, arguments.check.format)));
+            if check::is_clean(&report) { ExitCode::SUCCESS } else { ExitCode::from(code::APP) }
+        }
+        Err(failure) => {
+            let text = BuildEvent::Failed { failure: Box::new(failure) }.lines().join("\n");
+            refused(&text, code::APP)
+        }
+    }
+}
+
 /// Why a build does not begin.
 struct Refusal {
     text: String,
@@ -224,13 +278,17 @@ impl From<String> for Refusal {
     }
 }
 
-fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
+fn options(arguments: &BuildArguments) -> Result<(BuildOptions, ContextRequest), Refusal> {
     if let Some(refusal) = arguments.kaniko.refusal() {
         return Err(refusal.into());
     }
+    if arguments.context.is_stdin() && arguments.docker_config_stdin {
+        return Err("standard input cannot be the context and the credentials".to_owned().into());
+    }
+    let context = arguments.context.request()?;
     let outputs = [&arguments.tar_path, &arguments.oci_layout_path];
-    if arguments.destination.is_empty() && !arguments.no_push && outputs.iter().all(|output| output.is_none())
-    {
+    let goes_nowhere = arguments.destination.is_empty() && outputs.iter().all(|output| output.is_none());
+    if goes_nowhere && !arguments.no_push && !arguments.check.check {
         return Err("nowhere to push: give `--destination HOST/REPOSITORY:TAG`, or `--no-push`"
             .to_owned()
             .into());
@@ -273,9 +331,10 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
     let tagged = |reference: &Reference| {
         if arguments.push_by_digest { reference.clone() } else { with_default_tag(reference.clone()) }
     };
-    Ok(BuildOptions {
+    let options = BuildOptions {
         client: arguments.registry.client(destinations, cache_repository.as_ref())?,
-        context: PathBuf::from(arguments.context.strip_prefix("dir://").unwrap_or(&arguments.context)),
+        // Known when it is here.
+        context: PathBuf::new(),
         dockerfile: arguments.dockerfile.clone(),
         platform,
         target: arguments.target.clone(),
@@ -300,7 +359,8 @@ fn options(arguments: &BuildArguments) -> Result<BuildOptions, Refusal> {
         annotations: arguments.kaniko.annotations()?.into_iter().collect(),
         oci_layout: arguments.oci_layout_path.clone(),
         tar: arguments.tar_path.clone(),
-    })
+    };
+    Ok((options, context))
 }
 
 fn rung(arguments: &BuildArguments, data: &Path) -> Result<Rung, SandboxError> {

@@ -94,6 +94,12 @@ impl IgnoreFile {
         self.patterns.iter().any(|pattern| !pattern.brings_back && pattern.may_match_below(&directory))
     }
 
+    /// Whether anything is brought back with `!`.
+    #[must_use]
+    pub fn has_exceptions(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.brings_back)
+    }
+
     /// Whether nothing is ignored at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {

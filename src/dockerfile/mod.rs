@@ -5,6 +5,7 @@
 //! error with file, line and column, never a warning: a builder that skips what it does not know makes another image
 //! than the one that was asked for.
 
+mod check;
 mod error;
 mod expansion;
 mod flags;
@@ -23,6 +24,7 @@ mod statement;
 mod typed;
 mod words;
 
+pub use check::{CheckInput, CheckOptions, CheckOptionsError, Finding, Findings, Rule, check};
 pub use error::{ParseError, Position, Problem, Span};
 pub use expansion::{ExpandError, Expander, MAX_EXPANDED_BYTES};
 pub use ignore::{IgnoreError, IgnoreFile, ignore_file_names};
@@ -34,4 +36,4 @@ pub use lexer::{Escape, MAX_FILE_BYTES, MAX_LINE_BYTES};
 pub use mount::{Device, Mount, MountKind, MountSpec, Sharing};
 pub use ports::{PortError, exposed_ports};
 pub use scope::{GlobalScope, PROXY_ARGS, PlatformArgs, StageScope};
-pub use stages::{Dockerfile, Stage, Warning, parse, parse_trigger};
+pub use stages::{Dockerfile, Stage, parse, parse_trigger};

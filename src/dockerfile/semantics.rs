@@ -119,7 +119,6 @@ fn of_a_stage_name_given_twice_the_later_is_meant_from_there_on() {
     assert_eq!(file.stage_before(1, "x"), Some(0));
     assert_eq!(file.stage_before(3, "X"), Some(2));
     assert_eq!(file.stage_index("x"), Some(2));
-    assert_eq!(file.warnings.len(), 1);
 }
 
 #[test]
@@ -394,9 +393,9 @@ fn onbuild_of_onbuild_from_and_maintainer_is_an_error() {
 }
 
 #[test]
-fn an_empty_continuation_line_is_a_warning() {
+fn an_empty_continuation_line_is_remembered() {
     let file = parsed("FROM a\nRUN b \\\n\n c");
-    assert_eq!(file.warnings[0].position.line, 3);
+    assert_eq!(file.empty_continuations[0].line, 3);
 }
 
 #[test]

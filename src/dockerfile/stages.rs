@@ -24,17 +24,8 @@ pub struct Dockerfile {
     pub global_args: Vec<Located>,
     /// The stages in order; there is at least one.
     pub stages: Vec<Stage>,
-    /// What is allowed and should not be.
-    pub warnings: Vec<Warning>,
-}
-
-/// Something that is allowed and should not be. It never changes the image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warning {
-    /// Where.
-    pub position: Position,
-    /// What.
-    pub text: String,
+    /// Where an instruction is continued over an empty line, which a later version of the language will refuse.
+    pub empty_continuations: Vec<Position>,
 }
 
 /// From one FROM to the next.
@@ -76,15 +67,12 @@ pub fn parse(bytes: &[u8], file: &str) -> Result<Dockerfile, ParseError> {
         check: directives.check,
         global_args: Vec::new(),
         stages: Vec::new(),
-        warnings: Vec::new(),
+        empty_continuations: Vec::new(),
     };
     let statements = statements(text, escape, file)?;
     for statement in &statements {
-        for line in &statement.line.empty_continuations {
-            let position = Position { line: *line, column: 1 };
-            let text = "an empty line inside an instruction: remove it or begin it with `#`".to_owned();
-            dockerfile.warnings.push(Warning { position, text });
-        }
+        let empty = statement.line.empty_continuations.iter();
+        dockerfile.empty_continuations.extend(empty.map(|line| Position { line: *line, column: 1 }));
         dockerfile.add(statement)?;
     }
     if dockerfile.stages.is_empty() {
@@ -117,14 +105,6 @@ impl Dockerfile {
         if statement.name() == "FROM" {
             let stage = from(statement, self.stages.len())
                 .map_err(|(position, problem)| self.error(position, problem))?;
-            let duplicate = stage.name.is_some() && self.stages.iter().any(|other| other.name == stage.name);
-            if duplicate {
-                let text = format!(
-                    "stage name `{}` is used before: the later one is meant from here",
-                    stage.label()
-                );
-                self.warnings.push(Warning { position: stage.span.start, text });
-            }
             self.stages.push(stage);
             return Ok(());
         }

@@ -41,4 +41,4 @@ pub use store::{
     BlobWriter, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged, StoreError, Stored, TreeInfo,
 };
 pub use tar::{TarError, TarStats, normalize_times, write_tar};
-pub use unpack::{UnpackError, UnpackOptions, Unpacked, unpack_layer};
+pub use unpack::{UnpackError, UnpackOptions, Unpacked, unpack_files, unpack_layer};

@@ -127,6 +127,16 @@ pub(super) fn unpack_archive(
     Ok((unpacker.entries, unpacker.bytes))
 }
 
+/// Unpacks an archive (compressed or not) that is no layer into a directory, for this process to read: owners are nobody's
+/// business. Returns how many entries it had.
+pub fn unpack_files(tar: impl Read, into: &Root) -> Result<u64, UnpackError> {
+    let plain = sniff(tar).map_err(ArchiveError::Read)?;
+    let options = UnpackOptions { owners: Owners::Ignore, ..UnpackOptions::default() };
+    let mut unpacker = Unpacker::new(into, &options, Onto::Files);
+    unpacker.run(Entries::new(plain, options.limits))?;
+    Ok(unpacker.entries)
+}
+
 /// Changes what an entry asks for.
 pub(super) type Adjust<'a> = &'a dyn Fn(&mut Attributes, Kind);
 

@@ -22,6 +22,8 @@ pub(crate) struct GitAddress {
     pub(crate) reference: Option<String>,
     /// A directory in it, relative; empty for all of it.
     pub(crate) subdirectory: String,
+    /// The commit, if it is not the one that the reference names.
+    pub(crate) commit: Option<String>,
     /// The commit that it has to be, or the beginning of its name.
     pub(crate) checksum: Option<String>,
     /// `keep-git-dir`, if it is said.
@@ -104,6 +106,7 @@ impl GitAddress {
             remote,
             reference: Some(reference.to_owned()).filter(|text| !text.is_empty()),
             subdirectory: subdirectory.to_owned(),
+            commit: None,
             checksum: None,
             keep_git_dir: None,
             submodules: true,
@@ -118,6 +121,24 @@ impl GitAddress {
         Ok(address)
     }
 
+    /// Says which branch, tag or commit is meant; nothing said is what it was.
+    pub(crate) fn set_reference(&mut self, reference: Option<&str>) -> Result<(), String> {
+        let Some(reference) = reference.filter(|text| !text.is_empty()) else { return Ok(()) };
+        check_reference(reference)?;
+        self.reference = Some(reference.to_owned());
+        Ok(())
+    }
+
+    /// Says which commit of the reference is meant, that may be any before its last.
+    pub(crate) fn set_commit(&mut self, commit: Option<&str>) -> Result<(), String> {
+        let Some(commit) = commit.filter(|text| !text.is_empty()) else { return Ok(()) };
+        if commit.len() < 40 || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(format!("`{}` is not the whole name of a commit", commit.escape_debug()));
+        }
+        self.commit = Some(commit.to_ascii_lowercase());
+        Ok(())
+    }
+
     fn option(&mut self, key: &str, value: &str) -> Result<(), String> {
         let prefixed = |prefix: &str| {
             if value.starts_with(prefix) { value.to_owned() } else { format!("{prefix}{value}") }
@@ -126,7 +147,9 @@ impl GitAddress {
             "submodules" => self.submodules = boolean(key, value)?,
             "keep-git-dir" => self.keep_git_dir = Some(boolean(key, value)?),
             // The commit is asked for by its name in any case.
-            "fetch-by-commit" => drop(boolean(key, value)?),
+            "fetch-by-commit" => {
+                boolean(key, value)?;
+            }
             _ if value.is_empty() => return Err(format!("its `{key}` has no value")),
             "ref" => set(&mut self.reference, value.to_owned(), key)?,
             "tag" => set(&mut self.reference, prefixed("refs/tags/"), key)?,

@@ -79,7 +79,9 @@ impl Git {
     /// The commit that an address means.
     pub(crate) async fn resolve(&self, address: &GitAddress) -> Result<String, RemoteError> {
         let reference = address.reference.as_deref().unwrap_or("HEAD");
-        let commit = if is_commit(reference) {
+        let commit = if let Some(commit) = &address.commit {
+            commit.clone()
+        } else if is_commit(reference) {
             reference.to_ascii_lowercase()
         } else {
             let mut command = self.command(address, None).await?;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use url::Url;
 
 pub(crate) use address::{Address, GitAddress, GitRemote, http_name};
-pub(crate) use git::{Git, GitOptions};
+pub(crate) use git::{Git, GitCredentials, GitOptions};
 pub(crate) use guard::Guard;
 pub(crate) use http::{Answer, Download, MAX_DOWNLOAD_BYTES, Validators, Web};
 

@@ -3,6 +3,7 @@
 pub(crate) mod base;
 mod adds;
 mod cache;
+mod checks;
 mod contexts;
 mod copies;
 mod driver;
@@ -11,6 +12,7 @@ mod hostile;
 mod images;
 mod kaniko;
 mod in_place;
+mod places;
 mod pushes;
 mod registries;
 mod stages;

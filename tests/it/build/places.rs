@@ -1,0 +1,148 @@
+//! Contexts that are elsewhere: tars, standard input, git repositories, the web.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use hephy::build::BuildResult;
+
+use super::web::Web;
+use super::{Built, Place, base};
+
+/// Builds a context that is named, with something on standard input.
+fn build(
+    place: &Place,
+    context: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    input: &[u8],
+) -> Built {
+    let layout = place.path("layout");
+    for path in [&layout, &place.path("build")] {
+        drop(fs::remove_dir_all(path));
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hephy"));
+    command.args(["build", "--context", context, "--source-date-epoch", super::EPOCH]).args(arguments);
+    command.arg("--data").arg(place.path("data")).arg("--build-directory").arg(place.path("build"));
+    command.arg("--oci-layout-path").arg(&layout).envs(environment.iter().copied());
+    command.arg("--mirror").arg(format!("oci:{}", base::layout().display()));
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Who does not read is not written to.
+    drop(child.stdin.take().unwrap().write_all(input));
+    let output = child.wait_with_output().unwrap();
+    let result = BuildResult::read(&place.path("build/result.json")).unwrap();
+    let result = result.unwrap_or_else(|| panic!("no result: {output:?}"));
+    Built { output, result, events: place.events(), layout, _place: Arc::clone(&place.directory) }
+}
+
+const DOCKERFILE: &str = "FROM scratch\nCOPY a /\n";
+
+fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    for (name, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_mode(0o600);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        tar.append(&header, content.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap().finish().unwrap()
+}
+
+fn copied(built: Built) -> String {
+    built.ok().layer(0)[0].content.clone()
+}
+
+/// Nothing that was fetched is left.
+fn nothing_left(place: &Place) -> bool {
+    fs::read_dir(place.path("data/contexts")).is_ok_and(|entries| entries.count() == 0)
+}
+
+#[test]
+fn a_tar_is_a_context_from_a_file_from_standard_input_and_from_the_web() {
+    let place = Place::new();
+    let context = tar(&[
+        ("Dockerfile", DOCKERFILE),
+        ("a", "from a tar"),
+        ("sub/Dockerfile", DOCKERFILE),
+        ("sub/a", "below"),
+    ]);
+    let file = place.path("context.tar.gz");
+    fs::write(&file, &context).unwrap();
+    let file = format!("tar://{}", file.display());
+    assert_eq!(copied(build(&place, &file, &[], &[], b"")), "from a tar");
+    assert_eq!(copied(build(&place, &file, &["--context-sub-path", "sub"], &[], b"")), "below");
+    for name in ["-", "tar://stdin"] {
+        assert_eq!(copied(build(&place, name, &[], &[], &context)), "from a tar");
+    }
+    let web = Web::new();
+    web.page("/context.tar.gz", context);
+    assert_eq!(copied(build(&place, &web.url("/context.tar.gz"), &[], &[], b"")), "from a tar");
+    assert!(nothing_left(&place));
+}
+
+#[test]
+fn a_hostile_tar_stays_where_it_is_unpacked() {
+    let place = Place::new();
+    let context =
+        tar(&[("Dockerfile", "FROM scratch\nCOPY . /\n"), ("../escaped", "x"), ("a/../../escaped", "x")]);
+    let built = build(&place, "-", &[], &[], &context);
+    drop(built);
+    for path in ["data/contexts/escaped", "data/escaped", "escaped"] {
+        assert!(!place.path(path).exists(), "{path}");
+    }
+    let built = build(&place, "-", &[], &[], b"no tar at all");
+    assert!(built.app_failure().heading.contains("standard input"), "{:?}", built.app_failure());
+    let good = tar(&[("Dockerfile", DOCKERFILE), ("a", "x")]);
+    let built = build(&place, "-", &["--context-sub-path", "../.."], &[], &good);
+    assert_eq!(copied(built), "x", "above the context is the context");
+    let built = build(&place, "-", &["--context-sub-path", "none"], &[], &good);
+    assert!(built.app_failure().heading.contains("no directory `none`"), "{:?}", built.app_failure());
+    assert!(nothing_left(&place));
+}
+
+#[test]
+fn a_repository_is_a_context_by_branch_commit_and_directory() {
+    let place = Place::new();
+    let web = Web::new();
+    let first = web.commit(
+        "r.git",
+        &[("Dockerfile", DOCKERFILE), ("a", "first"), ("sub/Dockerfile", DOCKERFILE), ("sub/a", "below")],
+    );
+    web.git("r.git", &["branch", "old"]);
+    web.commit("r.git", &[("a", "second")]);
+    let repository = web.url("/r.git");
+    let kaniko = repository.replace("http://", "git://");
+    let http = [("GIT_PULL_METHOD", "http")];
+    let of = |context: &str, arguments: &[&str]| copied(build(&place, context, arguments, &http, b""));
+    assert_eq!(of(&repository, &[]), "second");
+    assert_eq!(of(&format!("{repository}#old"), &[]), "first");
+    assert_eq!(of(&format!("{repository}#main:sub"), &[]), "below");
+    assert_eq!(of(&kaniko, &["--git", "branch=old,single-branch=true"]), "first");
+    assert_eq!(of(&format!("{kaniko}#refs/heads/main"), &["--context-sub-path", "sub"]), "below");
+    assert_eq!(of(&format!("{kaniko}#refs/heads/main#{first}"), &[]), "first");
+    assert!(nothing_left(&place));
+}
+
+#[test]
+fn a_private_repository_takes_a_token_that_nobody_sees() {
+    let place = Place::new();
+    let web = Web::with_password(Some("x-access-token:t0psecret"));
+    web.commit("r.git", &[("Dockerfile", DOCKERFILE), ("a", "private")]);
+    let without = build(&place, &web.url("/r.git"), &[], &[], b"");
+    assert!(
+        without.app_failure().heading.contains("failed to list the references"),
+        "{:?}",
+        without.app_failure()
+    );
+    let wrong = build(&place, &web.url("/r.git"), &[], &[("GIT_TOKEN", "wr0ng")], b"");
+    assert!(!format!("{:?}{:?}", wrong.result, wrong.output).contains("wr0ng"));
+    let right = build(&place, &web.url("/r.git"), &[], &[("GIT_TOKEN", "t0psecret")], b"").ok();
+    let told = format!("{:?}{:?}{:?}", right.events, right.output, right.config());
+    assert!(!told.contains("t0psecret"), "{told}");
+    let in_address = web.url("/r.git").replace("http://", "http://x-access-token:t0psecret@");
+    assert_eq!(copied(build(&place, &in_address, &[], &[], b"")), "private");
+}
