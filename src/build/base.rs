@@ -13,7 +13,7 @@ use crate::build::image::{Layer, LayerBlob};
 use crate::build::layout;
 use crate::build::mirror::{Mirror, Mirrors};
 use crate::layers::{BlobWriter, LayerStore};
-use crate::oci::{Descriptor, ImageConfig, Manifest, Platform, RawManifest, Reference, Repository};
+use crate::oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, RawManifest, Reference, Repository};
 use crate::registry::client::{Client, ClientError, ResolvedImage};
 
 /// The largest image configuration that is read.
@@ -75,10 +75,49 @@ impl Tried {
 impl Bases {
     /// Looks a base image up, in the mirrors and then in its own registry.
     pub(crate) async fn resolve(&self, name: &str, platform: &Platform) -> Result<ResolvedBase, EngineError> {
+        if let Some(place) = name.strip_prefix("oci-layout://") {
+            return self.of_layout(name, place, platform).await;
+        }
         let reference: Reference =
             name.parse().map_err(|error| EngineError::Wrong(format!("`FROM {name}`: {error}")))?;
-        let invalid = |problem: String| EngineError::BaseInvalid { reference: name.to_owned(), problem };
         let found = self.find(&reference, platform).await?;
+        self.resolved(name, found, platform).await
+    }
+
+    /// An image of a layout: `DIRECTORY[:TAG][@DIGEST]`.
+    async fn of_layout(
+        &self,
+        name: &str,
+        place: &str,
+        platform: &Platform,
+    ) -> Result<ResolvedBase, EngineError> {
+        let (rest, digest) = place.split_once('@').map_or((place, None), |(rest, text)| (rest, Some(text)));
+        let wrong = |why: String| EngineError::Wrong(format!("the context `{name}`: {why}"));
+        let digest =
+            digest.map(str::parse::<Digest>).transpose().map_err(|error| wrong(error.to_string()))?;
+        let (directory, tag) = match rest.rsplit_once(':') {
+            Some((directory, tag)) if !tag.contains('/') => (directory, Some(tag)),
+            _ => (rest, None),
+        };
+        let is_wanted = |entry: &Descriptor| {
+            let found = entry.annotations.get("org.opencontainers.image.ref.name");
+            let is_tag =
+                |tag: &str| found.is_some_and(|found| found == tag || found.ends_with(&format!(":{tag}")));
+            digest.map_or_else(|| tag.is_none_or(is_tag), |digest| entry.digest == digest)
+        };
+        let directory = PathBuf::from(directory);
+        let manifest = layout::entry(&directory, is_wanted, platform).map_err(wrong)?;
+        let manifest = manifest.ok_or_else(|| wrong("the layout has no such image".to_owned()))?;
+        self.resolved(name, Found { manifest, source: BaseSource::Layout(directory) }, platform).await
+    }
+
+    async fn resolved(
+        &self,
+        name: &str,
+        found: Found,
+        platform: &Platform,
+    ) -> Result<ResolvedBase, EngineError> {
+        let invalid = |problem: String| EngineError::BaseInvalid { reference: name.to_owned(), problem };
         let manifest = found.manifest.as_image().ok_or_else(|| invalid("no image manifest".to_owned()))?;
         let config = self.config(&found.source, manifest).await?;
         let config = ImageConfig::parse(&config).map_err(|error| invalid(error.to_string()))?;

@@ -23,6 +23,7 @@ use crate::build::error::EngineError;
 use crate::build::event::{BuildEvent, StepState};
 use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
 use crate::build::mirror::Mirrors;
+use crate::build::named::{NamedContext, NamedContexts};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
 use crate::build::process::{WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
@@ -44,6 +45,8 @@ use crate::sandbox::ladder::Rung;
 pub struct BuildOptions {
     /// A directory with the files of the source.
     pub context: PathBuf,
+    /// Contexts with names.
+    pub named: BTreeMap<String, NamedContext>,
     /// The Dockerfile, relative to the context or absolute.
     pub dockerfile: PathBuf,
     /// The platform of the image.
@@ -282,7 +285,8 @@ impl Engine {
         let global = Arc::new(GlobalScope::new(&dockerfile, &self.options.build_args, &platforms)?);
         self.global = Some(Arc::clone(&global));
         self.warn(&dockerfile, &global);
-        let mut plan = Plan::new(&dockerfile, self.options.target.as_deref(), &global)?;
+        let (with_contexts, named) = NamedContexts::add(&dockerfile, &self.options.named);
+        let mut plan = Plan::new(&with_contexts, &named, self.options.target.as_deref(), &global)?;
         let triggers = self.resolve(&mut plan, &global).await?;
         self.check(&dockerfile)?;
         self.total = plan.stages.keys().map(|index| steps_of(&plan, &triggers, *index)).sum();
@@ -387,6 +391,7 @@ impl Engine {
         triggers: &[Located],
     ) -> Result<StageState, EngineError> {
         let name = (self.stages > 1).then(|| stage.label());
+        let context = self.enter_context(plan.named.directory(stage.index))?;
         let from = self.begin(name.as_deref(), &stage.text, stage.span.start.line);
         let mut image = match base {
             Base::Scratch => StageState::new(ImageConfig::new(&self.options.platform), Vec::new(), self.now),
@@ -404,7 +409,19 @@ impl Engine {
             self.at = Some(self.location(line));
             self.instruction(plan, stage.index, name.as_deref(), &mut image, (located, line)).await?;
         }
+        if let Some(context) = context {
+            (self.context, self.context_copied) = (context, None);
+        }
         Ok(image)
+    }
+
+    /// Takes a directory for the context, and returns the context that it was.
+    fn enter_context(&mut self, directory: Option<&Path>) -> Result<Option<Arc<Context>>, EngineError> {
+        let Some(directory) = directory else { return Ok(None) };
+        // With the ignore file in it, if there is one, as BuildKit does.
+        let context = Arc::new(Context::open(directory, Path::new(""))?);
+        self.context_copied = None;
+        Ok(Some(std::mem::replace(&mut self.context, context)))
     }
 
     /// Takes up a step; it is told when it turns out that there is something to do.

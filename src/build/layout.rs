@@ -22,9 +22,26 @@ pub(crate) fn manifest(
     wanted: &Reference,
     platform: &Platform,
 ) -> Result<Option<RawManifest>, String> {
+    chosen(directory, platform, |entries| find(entries, wanted))
+}
+
+/// The manifest, for a platform, of the first image in a layout that is wanted; an error is a sentence.
+pub(crate) fn entry(
+    directory: &Path,
+    is_wanted: impl Fn(&Descriptor) -> bool,
+    platform: &Platform,
+) -> Result<Option<RawManifest>, String> {
+    chosen(directory, platform, |entries| Ok(entries.iter().find(|entry| is_wanted(entry))))
+}
+
+fn chosen(
+    directory: &Path,
+    platform: &Platform,
+    find: impl for<'a> Fn(&'a [Descriptor]) -> Result<Option<&'a Descriptor>, String>,
+) -> Result<Option<RawManifest>, String> {
     let top = parse(read(&directory.join("index.json"), MAX_MANIFEST_BYTES as u64)?)?;
     let entries = &top.as_index().ok_or("index.json is not an index")?.manifests;
-    let Some(entry) = find(entries, wanted)? else { return Ok(None) };
+    let Some(entry) = find(entries)? else { return Ok(None) };
     let mut found = parse(blob(directory, &entry.digest, MAX_MANIFEST_BYTES as u64)?)?;
     if let Some(index) = found.as_index() {
         let child = index.choose(platform).map_err(|error| error.to_string())?.digest;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::build::error::EngineError;
+use crate::build::named::{Named, NamedContexts};
 use crate::dockerfile::{Dockerfile, Expander, GlobalScope, Instruction, Located, Stage};
 
 /// What a stage begins with.
@@ -27,6 +28,12 @@ pub(crate) struct ImageName {
     pub(crate) platform: Option<String>,
 }
 
+impl ImageName {
+    fn plain(reference: &str) -> Self {
+        Self { reference: reference.to_owned(), platform: None }
+    }
+}
+
 /// Where COPY takes its files from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum From {
@@ -39,6 +46,7 @@ pub(crate) enum From {
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) dockerfile: &'a Dockerfile,
+    pub(crate) named: &'a NamedContexts,
     pub(crate) target: usize,
     /// The stages that the target needs and itself, in the order of the file, with their bases.
     pub(crate) stages: BTreeMap<usize, Base>,
@@ -48,10 +56,11 @@ impl<'a> Plan<'a> {
     /// The plan for a target: the last stage if none is named.
     pub(crate) fn new(
         dockerfile: &'a Dockerfile,
+        named: &'a NamedContexts,
         target: Option<&str>,
         global: &GlobalScope,
     ) -> Result<Self, EngineError> {
-        let last = dockerfile.stages.len().checked_sub(1);
+        let last = named.stages.checked_sub(1);
         let last = last.ok_or_else(|| EngineError::Wrong("the Dockerfile has no FROM".to_owned()))?;
         let target = match target {
             None | Some("") => last,
@@ -60,7 +69,7 @@ impl<'a> Plan<'a> {
                 EngineError::Wrong(format!("there is no stage `{name}`; the stages are {}", names.join(", ")))
             })?,
         };
-        let mut plan = Self { dockerfile, target, stages: BTreeMap::new() };
+        let mut plan = Self { dockerfile, named, target, stages: BTreeMap::new() };
         plan.add(target, global)?;
         Ok(plan)
     }
@@ -73,7 +82,7 @@ impl<'a> Plan<'a> {
             if self.stages.contains_key(&index) {
                 continue;
             }
-            let base = base(self.dockerfile, stage, global)?;
+            let base = base(self, stage, global)?;
             if let Base::Stage(other) = base {
                 wanted.push(other);
             }
@@ -100,9 +109,10 @@ impl<'a> Plan<'a> {
     pub(crate) fn from(&self, index: usize, from: Option<&str>) -> From {
         match from {
             None => From::Context,
-            Some(name) => match self.dockerfile.stage_before(index, name) {
-                Some(stage) => From::Stage(stage),
-                None => From::Image(ImageName { reference: name.to_owned(), platform: None }),
+            Some(name) => match (self.named.find(name), self.dockerfile.stage_before(index, name)) {
+                (Some(Named::Stage(stage)), _) | (None, Some(stage)) => From::Stage(stage),
+                (Some(Named::Image(image)), _) => From::Image(ImageName::plain(image)),
+                (None, None) => From::Image(ImageName::plain(name)),
             },
         }
     }
@@ -165,7 +175,8 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn base(dockerfile: &Dockerfile, stage: &Stage, global: &GlobalScope) -> Result<Base, EngineError> {
+fn base(plan: &Plan<'_>, stage: &Stage, global: &GlobalScope) -> Result<Base, EngineError> {
+    let dockerfile = plan.dockerfile;
     let lookup = |name: &str| global.lookup(name);
     let expander = Expander::new(dockerfile.escape, &lookup);
     let name = expander.word(&stage.base)?;
@@ -173,6 +184,12 @@ fn base(dockerfile: &Dockerfile, stage: &Stage, global: &GlobalScope) -> Result<
         return Err(EngineError::Wrong(format!("`FROM {}` expands to nothing", stage.base)));
     }
     let platform = stage.platform.as_deref().map(|text| expander.word(text)).transpose()?;
+    let is_made = plan.named.directory(stage.index).is_some();
+    let name = match plan.named.find(&name) {
+        Some(Named::Stage(index)) if !is_made => return Ok(Base::Stage(index)),
+        Some(Named::Image(image)) if !is_made => image.to_owned(),
+        _ => name,
+    };
     if let Some(other) = dockerfile.stage_before(stage.index, &name) {
         // Numbers name stages in COPY --from only.
         if name.parse::<usize>().is_err() {

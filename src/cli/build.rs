@@ -23,10 +23,10 @@ use crate::build::{
 pub use check::{CheckArguments, CheckFormat};
 pub use context::ContextArguments;
 
-use crate::build::{ContextRequest, FetchedContext};
 use crate::oci::{Platform, Reference};
 use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
 use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
+use context::{Contexts, Fetched};
 
 pub mod cache;
 mod display;
@@ -183,7 +183,8 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
     let prepared = options(arguments).and_then(|(options, context)| {
         // The directory stays until the build has ended.
         let fetched = runtime.block_on(fetch(context, &options))?;
-        Ok((BuildOptions { context: fetched.directory.clone(), ..options }, fetched))
+        let (context, named) = (fetched.main.directory.clone(), fetched.named.clone());
+        Ok((BuildOptions { context, named, ..options }, fetched))
     });
     let (options, _fetched) = match prepared {
         Ok(prepared) => prepared,
@@ -231,10 +232,10 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
 }
 
 /// Brings the context here, if it is elsewhere.
-async fn fetch(context: ContextRequest, options: &BuildOptions) -> Result<FetchedContext, Refusal> {
+async fn fetch(contexts: Contexts, options: &BuildOptions) -> Result<Fetched, Refusal> {
     let data = options.layers.parent().unwrap_or(&options.layers);
     let limit = options.limits.time;
-    match tokio::time::timeout(limit, ContextArguments::fetch(context, data)).await {
+    match tokio::time::timeout(limit, contexts.fetch(data)).await {
         Ok(Ok(fetched)) => Ok(fetched),
         Ok(Err(failure)) => {
             let code = if matches!(failure, BuildFailure::App(_)) { code::APP } else { code::PLATFORM };
@@ -278,14 +279,11 @@ impl From<String> for Refusal {
     }
 }
 
-fn options(arguments: &BuildArguments) -> Result<(BuildOptions, ContextRequest), Refusal> {
+fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refusal> {
     if let Some(refusal) = arguments.kaniko.refusal() {
         return Err(refusal.into());
     }
-    if arguments.context.is_stdin() && arguments.docker_config_stdin {
-        return Err("standard input cannot be the context and the credentials".to_owned().into());
-    }
-    let context = arguments.context.request()?;
+    let context = arguments.context.contexts(arguments.registry.docker_config_stdin)?;
     let outputs = [&arguments.tar_path, &arguments.oci_layout_path];
     let goes_nowhere = arguments.destination.is_empty() && outputs.iter().all(|output| output.is_none());
     if goes_nowhere && !arguments.no_push && !arguments.check.check {
@@ -335,6 +333,7 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, ContextRequest),
         client: arguments.registry.client(destinations, cache_repository.as_ref())?,
         // Known when it is here.
         context: PathBuf::new(),
+        named: BTreeMap::new(),
         dockerfile: arguments.dockerfile.clone(),
         platform,
         target: arguments.target.clone(),

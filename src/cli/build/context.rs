@@ -1,11 +1,13 @@
 //! The flags of `hephy build` that say where its context is.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::build::{
-    BuildFailure, ContextPlace, ContextRequest, FetchedContext, GitContextOptions, fetch_context,
+    BuildFailure, ContextPlace, ContextRequest, FetchedContext, GitContextOptions, NamedContext,
+    fetch_context,
 };
 use crate::model::Secret;
 
@@ -22,18 +24,50 @@ pub struct ContextArguments {
     /// How a git context is fetched: branch=NAME, recurse-submodules=true, insecure-skip-tls=true, keep-git-dir=true
     #[arg(long, value_delimiter = ',', value_name = "OPTION=VALUE")]
     pub git: Vec<String>,
+    /// What FROM, COPY and mounts find under a name: a directory or another place as of --context, docker-image://REFERENCE,
+    /// oci-layout://DIRECTORY:TAG; may be repeated
+    #[arg(long, value_name = "NAME=PLACE")]
+    pub build_context: Vec<String>,
+}
+
+/// What a named context is.
+#[derive(Debug, Clone)]
+pub(super) enum NamedPlace {
+    /// An image.
+    Image(String),
+    /// Something to fetch.
+    Place(ContextPlace),
+}
+
+/// What is to be fetched.
+pub(super) struct Contexts {
+    pub(super) main: ContextRequest,
+    pub(super) named: BTreeMap<String, NamedPlace>,
+}
+
+/// What was fetched; it is gone when this is dropped.
+pub(super) struct Fetched {
+    pub(super) main: FetchedContext,
+    pub(super) named: BTreeMap<String, NamedContext>,
+    _kept: Vec<FetchedContext>,
 }
 
 impl ContextArguments {
-    /// Whether the context is read from standard input.
-    #[must_use]
-    pub fn is_stdin(&self) -> bool {
-        matches!(self.context.as_str(), "-" | "tar://stdin")
+    /// What is to be fetched; an error is a sentence.
+    pub(super) fn contexts(&self, stdin_is_taken: bool) -> Result<Contexts, String> {
+        if stdin_is_taken && matches!(self.context.as_str(), "-" | "tar://stdin") {
+            return Err("standard input cannot be the context and the credentials".to_owned());
+        }
+        let plain_http = std::env::var("GIT_PULL_METHOD").is_ok_and(|method| method == "http");
+        let mut named = BTreeMap::new();
+        for text in &self.build_context {
+            let (name, place) = named_place(text, plain_http)?;
+            named.insert(name, place);
+        }
+        Ok(Contexts { main: self.request(plain_http)?, named })
     }
 
-    /// What is to be fetched; an error is a sentence.
-    pub fn request(&self) -> Result<ContextRequest, String> {
-        let plain_http = std::env::var("GIT_PULL_METHOD").is_ok_and(|method| method == "http");
+    fn request(&self, plain_http: bool) -> Result<ContextRequest, String> {
         Ok(ContextRequest {
             place: ContextPlace::parse(&self.context, plain_http)?,
             sub_path: self.context_sub_path.clone().filter(|path| !path.as_os_str().is_empty()),
@@ -43,11 +77,47 @@ impl ContextArguments {
             }),
         })
     }
+}
 
-    /// Brings the context here.
-    pub(super) async fn fetch(request: ContextRequest, data: &Path) -> Result<FetchedContext, BuildFailure> {
-        fetch_context(request, &data.join("contexts")).await
+impl Contexts {
+    /// Brings them here.
+    pub(super) async fn fetch(self, data: &Path) -> Result<Fetched, BuildFailure> {
+        let spool = data.join("contexts");
+        let main = fetch_context(self.main, &spool).await?;
+        let (mut named, mut kept) = (BTreeMap::new(), Vec::new());
+        for (name, place) in self.named {
+            let context = match place {
+                NamedPlace::Image(image) => NamedContext::Image(image),
+                NamedPlace::Place(place) => {
+                    // The main context's token is for its own host.
+                    let git = GitContextOptions::default();
+                    let request = ContextRequest { place, sub_path: None, git, git_credentials: None };
+                    let fetched = fetch_context(request, &spool).await?;
+                    let directory = fetched.directory.clone();
+                    kept.push(fetched);
+                    NamedContext::Directory(directory)
+                }
+            };
+            named.insert(name, context);
+        }
+        Ok(Fetched { main, named, _kept: kept })
     }
+}
+
+fn named_place(text: &str, plain_http: bool) -> Result<(String, NamedPlace), String> {
+    let named = text.split_once('=').filter(|(name, place)| !name.is_empty() && !place.is_empty());
+    let (name, place) = named.ok_or_else(|| format!("`--build-context {text}`: it is NAME=PLACE"))?;
+    let place = if let Some(image) = place.strip_prefix("docker-image://") {
+        NamedPlace::Image(image.to_owned())
+    } else if place.starts_with("oci-layout://") {
+        NamedPlace::Image(place.to_owned())
+    } else {
+        match ContextPlace::parse(place, plain_http)? {
+            ContextPlace::Stdin => return Err("only `--context` may be standard input".to_owned()),
+            place => NamedPlace::Place(place),
+        }
+    };
+    Ok((name.to_owned(), place))
 }
 
 /// Who asks for a private repository: `GIT_TOKEN`, or `GIT_USERNAME` and `GIT_PASSWORD`.

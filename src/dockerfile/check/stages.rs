@@ -186,7 +186,9 @@ impl Checker<'_> {
         let span = located.span;
         match instruction {
             Instruction::Env(pairs) => {
-                pairs.iter().for_each(|pair| state.scope.set_env(&pair.key, &pair.value))
+                for pair in pairs {
+                    state.scope.set_env(&pair.key, &pair.value);
+                }
             }
             Instruction::Arg(declarations) => {
                 for declaration in declarations {
@@ -214,7 +216,11 @@ impl Checker<'_> {
                 );
                 self.find(Rule::JSONArgsRecommended, span, detail);
             }
-            Instruction::Expose(ports) => ports.iter().for_each(|port| self.port(port, span)),
+            Instruction::Expose(ports) => {
+                for port in ports {
+                    self.port(port, span);
+                }
+            }
             Instruction::Copy(copy) if copy.from.is_none() => self.ignored("Copy", &copy.sources.paths, span),
             Instruction::Add(add) => {
                 let is_local = |path: &&String| !path.contains("://") && !path.contains('@');

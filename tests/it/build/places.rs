@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -145,4 +146,70 @@ fn a_private_repository_takes_a_token_that_nobody_sees() {
     assert!(!told.contains("t0psecret"), "{told}");
     let in_address = web.url("/r.git").replace("http://", "http://x-access-token:t0psecret@");
     assert_eq!(copied(build(&place, &in_address, &[], &[], b"")), "private");
+}
+
+#[test]
+fn a_named_directory_is_what_from_and_copy_find_under_its_name() {
+    let place = Place::new();
+    let named = place.path("named");
+    fs::create_dir_all(named.join("d")).unwrap();
+    fs::write(named.join("d/f"), "named").unwrap();
+    fs::write(named.join("left"), "out").unwrap();
+    fs::write(named.join(".dockerignore"), "left\n.dockerignore\n").unwrap();
+    let argument = format!("Files={}", named.display());
+    let arguments = ["--build-context", argument.as_str()];
+    let built = place.build_with("FROM scratch\nCOPY --from=files d/f /one\n", &arguments).ok();
+    assert_eq!((built.layer_paths(0), built.layer(0)[0].content.as_str()), (vec!["one".to_owned()], "named"));
+    let built = place.build_with("FROM files\nCOPY Dockerfile /\n", &arguments).ok();
+    assert_eq!(built.layer_paths(1), ["d/", "d/f"]);
+    let overridden = "FROM nowhere.invalid/x AS files\nRUN false\nFROM scratch\nCOPY --from=files / /\n";
+    assert_eq!(place.build_with(overridden, &arguments).ok().layer_paths(0), ["d/", "d/f"]);
+    assert_eq!(
+        place
+            .build_with("FROM scratch\nCOPY --from=files d/f /one\n", &arguments)
+            .ok()
+            .steps()
+            .last()
+            .unwrap(),
+        "cached"
+    );
+    fs::write(named.join("d/f"), "changed").unwrap();
+    let built = place.build_with("FROM scratch\nCOPY --from=files d/f /one\n", &arguments).ok();
+    assert_eq!(built.layer(0)[0].content, "changed");
+    // Readable by its owner alone.
+    fs::set_permissions(named.join("d/f"), fs::Permissions::from_mode(0o600)).unwrap();
+    let built =
+        place.build_with("FROM scratch\nCOPY Dockerfile /\nCOPY --from=files d/f /one\n", &arguments).ok();
+    assert_eq!((built.layer(0)[0].mode & 0o7777, built.layer(0)[0].content.as_str()), (0o600, "changed"));
+}
+
+#[test]
+fn a_named_image_takes_the_place_of_a_base_however_it_is_written() {
+    let place = Place::new();
+    let layout = place.path("other");
+    base::write(&layout, "other:1", &base::rootfs(), &["RUN echo from the other"]);
+    let by_layout = format!("docker.io/library/alpine=oci-layout://{}:1", layout.display());
+    let lines = |arguments: &[&str]| {
+        let built = place.build_with("FROM alpine:latest\nRUN echo own\n", arguments).ok();
+        built.lines().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&["--build-context", &by_layout]), ["from the other", "own"]);
+    assert_eq!(lines(&["--build-context", "alpine=docker-image://busybox:1"]), ["own"]);
+    let copy = "FROM scratch\nCOPY --from=tools /bin/busybox /b\n";
+    let built = place.build_with(copy, &["--build-context", "tools=docker-image://busybox:1"]).ok();
+    assert_eq!(built.layer_paths(0), ["b"]);
+    let none = format!("alpine=oci-layout://{}:2", layout.display());
+    let built = place.build_with("FROM alpine\n", &["--build-context", &none]);
+    assert!(built.app_failure().heading.contains("no such image"), "{:?}", built.app_failure());
+}
+
+#[test]
+fn a_named_repository_is_fetched() {
+    let place = Place::new();
+    let web = Web::new();
+    web.commit("r.git", &[("sub/a", "from git")]);
+    let argument = format!("src={}", web.url("/r.git#main:sub"));
+    let built = place.build_with("FROM scratch\nCOPY --from=src a /\n", &["--build-context", &argument]).ok();
+    assert_eq!(built.layer(0)[0].content, "from git");
+    assert!(nothing_left(&place));
 }
