@@ -108,7 +108,7 @@ impl Engine {
         }))
     }
 
-    async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
+    pub(super) async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
         let (context, request) = (Arc::clone(&self.context), request.clone());
         blocking(move || {
             copying::hash(&request, context.root())

@@ -51,6 +51,11 @@ impl Source {
         &self.root
     }
 
+    /// Where its files are seen as one tree that may be written to, to no effect, if they are.
+    pub(super) fn mounted_at(&self) -> Option<&Path> {
+        self.mounted.as_ref().map(|(mounted, _)| mounted.path())
+    }
+
     pub(super) fn close(self, body: &mut Body) -> Result<(), WorkerError> {
         drop(self.root);
         if let Some((mounted, staged)) = self.mounted {

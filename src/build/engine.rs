@@ -23,6 +23,7 @@ use crate::build::error::EngineError;
 use crate::build::event::{BuildEvent, StepState};
 use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
 use crate::build::mirror::Mirrors;
+use crate::build::mounts::MountOptions;
 use crate::build::named::{NamedContext, NamedContexts};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
 use crate::build::process::{WorkerOptions, blocking, open_store};
@@ -75,6 +76,8 @@ pub struct BuildOptions {
     pub cache_repository: Option<CacheRepository>,
     /// What network RUN has.
     pub network: NetworkMode,
+    /// What RUN may mount and ask for.
+    pub mounts: MountOptions,
     /// When the build is ended.
     pub limits: BuildLimits,
     /// How layers are compressed.
@@ -105,12 +108,12 @@ pub async fn build(
 ) -> (BuildResult, Afterwards) {
     let started_at = Timestamp::now();
     let clock = Instant::now();
-    let limit = options.limits.time;
+    let (limit, max_cache_bytes) = (options.limits.time, options.mounts.max_cache_bytes);
     let mut engine = match Engine::open(options, Arc::clone(&events), started_at) {
         Ok(engine) => engine,
         Err(error) => {
             let result = finished(&events, started_at, clock, 0, Err(error.into_failure(None)));
-            return (result, Afterwards { trees: None, cache: None, is_built: false });
+            return (result, Afterwards { trees: None, cache: None, is_built: false, max_cache_bytes });
         }
     };
     let trees = engine.all_trees.clone();
@@ -131,7 +134,7 @@ pub async fn build(
     let is_built = outcome.is_ok();
     let result = finished(&events, started_at, clock, hits, outcome);
     let cache = engine.capture.cache().filter(|_| !cancel.is_cancelled()).cloned();
-    (result, Afterwards { trees: Some(trees), cache, is_built })
+    (result, Afterwards { trees: Some(trees), cache, is_built, max_cache_bytes })
 }
 
 /// What is left to do when the result of a build is known.
@@ -139,6 +142,8 @@ pub struct Afterwards {
     trees: Option<AllTrees>,
     cache: Option<RemoteCache>,
     is_built: bool,
+    /// How large cache mounts may be.
+    max_cache_bytes: u64,
 }
 
 impl Afterwards {
@@ -161,6 +166,9 @@ impl Afterwards {
         {
             // The build has succeeded; what could not be settled is not trusted later, and that is all.
             drop(worker.call(Request::Settle, Vec::new()).await);
+        }
+        if self.is_built {
+            trees.prune_caches(self.max_cache_bytes).await;
         }
         trees.end_workers().await;
     }

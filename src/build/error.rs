@@ -30,9 +30,6 @@ pub(crate) enum EngineError {
     /// The ignore file does not read.
     #[error(transparent)]
     Ignore(#[from] IgnoreError),
-    /// Something of the grammar that this engine does not do.
-    #[error("{0} is not supported yet")]
-    Unsupported(String),
     /// Something asked for that is not there.
     #[error("{0}")]
     Wrong(String),
@@ -113,7 +110,6 @@ impl EngineError {
             | Self::Expand(_)
             | Self::State(_)
             | Self::Ignore(_)
-            | Self::Unsupported(_)
             | Self::Wrong(_)
             | Self::Read { .. }
             | Self::BaseNotFound { .. }

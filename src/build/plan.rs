@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::build::error::EngineError;
 use crate::build::named::{Named, NamedContexts};
-use crate::dockerfile::{Dockerfile, Expander, GlobalScope, Instruction, Located, Stage};
+use crate::dockerfile::{Dockerfile, Expander, GlobalScope, Instruction, Located, MountSpec, Stage};
 
 /// What a stage begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,15 +94,13 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// The stage that an instruction of stage `index` copies from.
-    fn needed(&self, index: usize, instruction: &Instruction) -> Option<usize> {
-        match instruction {
-            Instruction::Copy(copy) => match self.from(index, copy.from.as_deref()) {
-                From::Stage(other) => Some(other),
-                From::Context | From::Image(_) => None,
-            },
-            _ => None,
-        }
+    /// The stages that an instruction of stage `index` copies from or mounts.
+    fn needed(&self, index: usize, instruction: &Instruction) -> Vec<usize> {
+        let stage = |from: &str| match self.from(index, Some(from)) {
+            From::Stage(other) => Some(other),
+            From::Context | From::Image(_) => None,
+        };
+        places(instruction).into_iter().filter_map(stage).collect()
     }
 
     /// What `COPY --from` in stage `index` means.
@@ -125,7 +123,7 @@ impl<'a> Plan<'a> {
         global: &GlobalScope,
     ) -> Result<(), EngineError> {
         let needed: BTreeSet<usize> =
-            triggers.iter().filter_map(|located| self.needed(index, &located.instruction)).collect();
+            triggers.iter().flat_map(|located| self.needed(index, &located.instruction)).collect();
         needed.into_iter().try_for_each(|stage| self.add(stage, global))
     }
 
@@ -164,14 +162,26 @@ impl<'a> Plan<'a> {
             let triggered =
                 triggers.get(index).into_iter().flatten().map(|located| (located, stage.span.start.line));
             for (located, line) in own.chain(triggered) {
-                if let Instruction::Copy(copy) = &located.instruction
-                    && let From::Image(name) = self.from(*index, copy.from.as_deref())
-                {
-                    images.entry(name).or_insert(line);
+                for from in places(&located.instruction) {
+                    match self.from(*index, Some(from)) {
+                        From::Image(name) if name.reference != "scratch" => {
+                            images.entry(name).or_insert(line);
+                        }
+                        From::Image(_) | From::Stage(_) | From::Context => {}
+                    }
                 }
             }
         }
         images
+    }
+}
+
+/// What an instruction names after `from`.
+fn places(instruction: &Instruction) -> Vec<&str> {
+    match instruction {
+        Instruction::Copy(copy) => copy.from.as_deref().into_iter().collect(),
+        Instruction::Run(run) => run.mounts.iter().filter_map(MountSpec::from).collect(),
+        _ => Vec::new(),
     }
 }
 

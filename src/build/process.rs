@@ -111,9 +111,20 @@ impl WorkerProcess {
         request: Request,
         read: impl FnOnce(io::PipeReader) -> T + Send + 'static,
     ) -> Result<(Response, T), EngineError> {
+        self.call_reading_with(request, Vec::new(), read).await
+    }
+
+    /// The same with more descriptors, after the pipe.
+    pub(crate) async fn call_reading_with<T: Send + 'static>(
+        &self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        read: impl FnOnce(io::PipeReader) -> T + Send + 'static,
+    ) -> Result<(Response, T), EngineError> {
         let (reader, writer) = io::pipe().map_err(EngineError::io("make a pipe"))?;
         let reading = tokio::task::spawn_blocking(move || read(reader));
-        let response = self.call(request, vec![writer.into()]).await;
+        let fds = std::iter::once(writer.into()).chain(fds).collect();
+        let response = self.call(request, fds).await;
         let read = reading.await.map_err(|error| EngineError::Io {
             what: "read from the sandbox".to_owned(),
             source: error.into(),

@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::build::mounts::{AgentSocket, MountRequest};
 use crate::build::user::ImageUser;
 use crate::layers::{PrunePolicy, Pruned};
+use crate::model::Secret;
 use crate::oci::Digest;
 
 /// Names a step's changes between the request that made them and those that read them.
@@ -32,8 +34,17 @@ pub(crate) enum Request {
     },
     /// Unpack the tar in the descriptor: the files of the context, where the worker may not read them in place.
     Context,
-    /// Run a command above `lowers`. Descriptors: where its output goes.
+    /// Run a command above `lowers`. Descriptors: where its output goes, and the context's directory if a mount says so.
     Run(RunRequest),
+    /// Listen on the socket of the descriptor, somewhere that the next step can see it.
+    Listen {
+        /// Its name for that step.
+        socket: AgentSocket,
+        /// Its permissions.
+        mode: u32,
+        /// Whose it is: user and group.
+        owner: (u32, u32),
+    },
     /// Copy files. Descriptors: the context's directory if `from` says so.
     Copy(CopyRequest),
     /// Make a directory and those above it.
@@ -91,6 +102,11 @@ pub(crate) enum Request {
         /// The policy.
         policy: PrunePolicy,
     },
+    /// Remove cache mounts, the longest unused first, until they are no larger than this together.
+    PruneCaches {
+        /// In bytes.
+        max_bytes: u64,
+    },
 }
 
 /// A RUN.
@@ -110,6 +126,14 @@ pub(crate) struct RunRequest {
     pub(crate) user: Option<String>,
     /// Loopback alone.
     pub(crate) offline: bool,
+    /// With every capability of the sandbox.
+    pub(crate) privileged: bool,
+    /// What it sees besides its image.
+    pub(crate) mounts: Vec<MountRequest>,
+    /// Variables that are in no key and in no record.
+    pub(crate) secrets: BTreeMap<String, Secret<String>>,
+    /// Certificates that are trusted as long as it runs, as PEM.
+    pub(crate) trusted: Option<String>,
     /// The step's time limit.
     pub(crate) limit_millis: u64,
 }

@@ -8,12 +8,13 @@ use std::time::Duration;
 use crate::build::adds::Remote;
 use crate::build::capture::{StepRecord, record};
 use crate::build::copies::{add_step, copy_step};
-use crate::build::driver::{CacheUse, NetworkMode};
+use crate::build::driver::CacheUse;
 use crate::build::engine::{BegunStep, Engine, millis};
 use crate::build::error::{EngineError, ending};
 use crate::build::event::{BuildEvent, MAX_LINE_BYTES, StepState};
 use crate::build::image::{Layer, LayerBlob};
 use crate::build::key::KeyBuilder;
+use crate::build::mounts::RunMounts;
 use crate::build::plan::Plan;
 use crate::build::process::read_lines;
 use crate::build::protocol::{CopyRequest, Request, Response, RunEnd, RunRequest};
@@ -40,8 +41,8 @@ pub(super) struct Work {
 }
 
 pub(super) enum Action {
-    /// The command for people, and the request.
-    Run(String, RunRequest),
+    /// The command for people, and the request with what it mounts.
+    Run(String, Box<RunRequest>, RunMounts),
     Copy(CopyRequest, Option<Vec<Layer>>, Vec<Remote>),
     MakeDirectory {
         path: String,
@@ -96,7 +97,7 @@ impl Engine {
         step: &BegunStep,
     ) -> Result<(bool, Option<String>), EngineError> {
         let work = match instruction {
-            Instruction::Run(run) => self.run_work(state, run)?,
+            Instruction::Run(run) => self.run_work(plan, index, state, run).await?,
             Instruction::Workdir(path) => self.directory_work(state, path)?,
             Instruction::Copy(copy) => self.copy_work(state, &copy_step(plan, index, copy), text).await?,
             Instruction::Add(add) => self.copy_work(state, &add_step(add), text).await?,
@@ -117,21 +118,15 @@ impl Engine {
         key
     }
 
-    fn run_work(&self, state: &StageState, run: &Run) -> Result<Option<Work>, EngineError> {
-        if !run.mounts.is_empty() {
-            return Err(EngineError::Unsupported("`RUN --mount`".to_owned()));
-        }
-        if run.security != Security::Sandbox {
-            return Err(EngineError::Unsupported("`RUN --security=insecure`".to_owned()));
-        }
-        if !run.devices.is_empty() {
-            return Err(EngineError::Unsupported("`RUN --device`".to_owned()));
-        }
-        if run.network == Network::Host && self.options.network != NetworkMode::Host {
-            return Err(EngineError::Wrong(
-                "`RUN --network=host`: this build may not use the host's network".to_owned(),
-            ));
-        }
+    async fn run_work(
+        &self,
+        plan: &Plan<'_>,
+        index: usize,
+        state: &StageState,
+        run: &Run,
+    ) -> Result<Option<Work>, EngineError> {
+        self.permit(run)?;
+        let mut mounts = self.plan_mounts(plan, index, state, run).await?;
         let (argv, script) = match &run.command {
             RunCommand::Shell(text) => {
                 let mut argv = state.shell();
@@ -146,7 +141,7 @@ impl Engine {
         if argv.first().is_none_or(String::is_empty) {
             return Err(EngineError::Wrong("RUN has no command".to_owned()));
         }
-        let offline = run.network == Network::None;
+        let (offline, privileged) = (run.network == Network::None, run.security == Security::Insecure);
         let user = state.config.config.user.clone();
         let directory = state.working_directory();
         let mut environment = state.environment();
@@ -154,6 +149,10 @@ impl Engine {
         key.list(argv.iter()).optional(script.as_deref());
         key.list(environment.iter().map(|(name, value)| format!("{name}={value}")));
         key.text(&directory).optional(user.as_deref()).number(u64::from(offline));
+        if privileged {
+            key.text("insecure");
+        }
+        mounts.add_to(&mut key);
         for (name, value) in self.global.iter().flat_map(|global| global.proxies()) {
             environment.entry(name).or_insert(value);
         }
@@ -169,9 +168,22 @@ impl Engine {
         };
         let limit_millis = u64::try_from(self.options.limits.time.as_millis()).unwrap_or(u64::MAX);
         let lowers = diff_ids(&state.layers);
-        let request =
-            RunRequest { lowers, argv, script, environment, directory, user, offline, limit_millis };
-        Ok(Some(Work { key: key.finish(), files: None, action: Action::Run(command, request), created_by }))
+        let request = RunRequest {
+            lowers,
+            argv,
+            script,
+            environment,
+            directory,
+            user,
+            offline,
+            privileged,
+            mounts: Vec::new(),
+            secrets: BTreeMap::new(),
+            trusted: self.options.mounts.ca_bundle.clone(),
+            limit_millis,
+        };
+        let action = Action::Run(command, Box::new(request), mounts);
+        Ok(Some(Work { key: key.finish(), files: None, action, created_by }))
     }
 
     fn directory_work(&self, state: &mut StageState, path: &str) -> Result<Option<Work>, EngineError> {
@@ -271,7 +283,18 @@ impl Engine {
                 let lowers = diff_ids(&state.layers);
                 self.changed(Request::MakeDirectory { lowers, path, user }, Vec::new()).await?
             }
-            Action::Run(command, request) => self.run_command(command, request, step).await?,
+            Action::Run(command, request, mounts) => {
+                if let Some(key) = self.mounts_content_key(&mounts).await? {
+                    if let Some(Known(layer)) = self.known(below, &key, is_run).await? {
+                        let diff_id = layer.as_ref().map(|layer| layer.diff_id);
+                        record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
+                        state.record(work.created_by, layer);
+                        return Ok((true, None));
+                    }
+                    keys.push(key);
+                }
+                self.run_command(command, *request, &mounts, step).await?
+            }
             Action::Copy(request, None, remotes) => self.copy_context(request, remotes).await?,
             Action::Copy(request, Some(layers), _) => {
                 self.ensure(&layers).await?;
@@ -322,7 +345,7 @@ impl Engine {
         Ok(changed.map(|(path, _)| path.clone()))
     }
 
-    async fn ensure(&self, layers: &[Layer]) -> Result<(), EngineError> {
+    pub(super) async fn ensure(&self, layers: &[Layer]) -> Result<(), EngineError> {
         let events = Arc::clone(&self.events);
         let fetching = move |bytes: u64| {
             #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -344,11 +367,13 @@ impl Engine {
     }
 
     async fn run_command(
-        &self,
+        &mut self,
         command: String,
         mut request: RunRequest,
+        mounts: &RunMounts,
         step: &BegunStep,
     ) -> Result<crate::build::protocol::Made, EngineError> {
+        let mut materials = self.provide(mounts, &mut request).await?;
         let left = self.options.limits.time.saturating_sub(self.clock.elapsed());
         request.limit_millis =
             u64::try_from(left.max(Duration::from_millis(1)).as_millis()).unwrap_or(u64::MAX);
@@ -366,7 +391,9 @@ impl Engine {
         };
         let worker = self.trees.worker().await?;
         let reading = move |output| read_lines(output, MAX_LINE_BYTES, tell);
-        let (response, _read) = worker.call_reading(Request::Run(request), reading).await?;
+        let context = materials.context.take().into_iter().collect();
+        let (response, _read) = worker.call_reading_with(Request::Run(request), context, reading).await?;
+        drop(materials);
         let Response::Ran { end, made } = response else { return Err(EngineError::Protocol) };
         let millis = millis(step.clock);
         let (status, end) = match end {

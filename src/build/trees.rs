@@ -105,6 +105,14 @@ impl AllTrees {
         self.workers().into_iter().next()
     }
 
+    /// Keeps cache mounts small; each worker knows which of them it used.
+    pub(crate) async fn prune_caches(&self, max_bytes: u64) {
+        for worker in self.workers() {
+            // The image is built; what stays too large is seen to by the next build.
+            drop(worker.call(Request::PruneCaches { max_bytes }, Vec::new()).await);
+        }
+    }
+
     /// Ends the workers with everything that they run.
     pub(crate) async fn end_workers(&self) {
         let workers = self.workers();

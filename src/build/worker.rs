@@ -3,7 +3,7 @@
 //! One thread, one request at a time, inside the build's user namespace if it has one. It holds no credential and has no
 //! network of its own use; it knows digests and descriptors, and its working directory is the layer store.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::build::copying;
+use crate::build::mounts::{self, Laid, Provided, Sockets};
 use crate::build::plain::{Kept, Plain};
 use crate::build::protocol::{
     CopyFrom, CopyRequest, Made, Request, Response, RunEnd, RunRequest, WorkerFailure,
@@ -69,6 +70,12 @@ pub(crate) enum WorkerError {
     LinkedOwner(String),
     #[error("failed to write the script of RUN")]
     Script(#[source] std::io::Error),
+    #[error("failed to make the socket of an SSH agent")]
+    Agent(#[source] std::io::Error),
+    #[error("failed to add certificates to the image's bundle for a step")]
+    Trust(#[source] std::io::Error),
+    #[error("failed to make a cache mount")]
+    Cache(#[source] std::io::Error),
     #[error("the layer {0} is not in the store")]
     NoTree(Digest),
     #[error("the engine sent a request without its descriptor, or out of order")]
@@ -78,17 +85,22 @@ pub(crate) enum WorkerError {
 impl WorkerError {
     /// Whether the pusher can fix it.
     fn is_app(&self) -> bool {
-        let is_lacking = matches!(self, Self::Sandbox(SandboxError::Lacking { .. }));
-        let is_theirs = matches!(
-            self,
-            Self::Copy(_)
-                | Self::User(_)
-                | Self::Mode(_)
-                | Self::Ignore(_)
-                | Self::Pattern { .. }
-                | Self::LinkedOwner(_)
-        );
-        (is_lacking || is_theirs) && !is_disk_full(self)
+        let is_theirs = match self {
+            // Of the image or of the isolation, not of the machine.
+            Self::Sandbox(error) => {
+                matches!(error, SandboxError::Root { .. } | SandboxError::Lacking { .. })
+            }
+            other => matches!(
+                other,
+                Self::Copy(_)
+                    | Self::User(_)
+                    | Self::Mode(_)
+                    | Self::Ignore(_)
+                    | Self::Pattern { .. }
+                    | Self::LinkedOwner(_)
+            ),
+        };
+        is_theirs && !is_disk_full(self)
     }
 }
 
@@ -120,6 +132,8 @@ pub fn main() -> ExitCode {
         kept: Kept::default(),
         next: 0,
         context: None,
+        sockets: Sockets::new(),
+        caches_used: BTreeSet::new(),
     };
     body.hangup = channel.as_fd().try_clone_to_owned().ok();
     loop {
@@ -156,6 +170,8 @@ pub(super) struct OpenRoot {
     root: crate::sandbox::Root,
     /// The directory that is the root, where there is no overlay; none if the upper is.
     plain: Option<Plain>,
+    /// Certificates that are in its bundles.
+    laid: Option<Laid>,
 }
 
 impl OpenRoot {
@@ -175,6 +191,9 @@ pub(super) struct Body {
     next: u64,
     /// Where [`Request::Context`] put the context.
     context: Option<Staged>,
+    /// Where [`Request::Listen`] listens.
+    sockets: Sockets,
+    caches_used: BTreeSet<PathBuf>,
 }
 
 impl Body {
@@ -195,7 +214,11 @@ impl Body {
                 self.context = Some(staged);
                 Ok(Response::Done)
             }
-            Request::Run(run) => self.run(&run, one(fds)?),
+            Request::Run(run) => self.run(&run, fds),
+            Request::Listen { socket, mode, owner } => {
+                mounts::listen(self, socket, &one(fds)?, mode, owner)?;
+                Ok(Response::Done)
+            }
             Request::Copy(copy) => self.copy(&copy, fds),
             Request::Hash(copy) => {
                 let from = copying::Source::open(self, &copy.from, fds.into_iter().next())?;
@@ -238,7 +261,37 @@ impl Body {
                 Ok(Response::Done)
             }
             Request::Prune { policy } => Ok(Response::Pruned(self.store()?.store.prune(&policy)?)),
+            Request::PruneCaches { max_bytes } => self.prune_caches(max_bytes),
         }
+    }
+
+    /// Whether steps run in plain directories.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.sandbox.isolation() == Isolation::InPlace
+    }
+
+    pub(super) fn sockets(&mut self) -> &mut Sockets {
+        &mut self.sockets
+    }
+
+    /// The cache mounts that this build used.
+    pub(super) fn caches_used(&mut self) -> &mut BTreeSet<PathBuf> {
+        &mut self.caches_used
+    }
+
+    pub(super) fn layer_store(&self) -> Result<LayerStore, WorkerError> {
+        Ok(self.store()?.store.clone())
+    }
+
+    /// Only after having used some: others see to theirs.
+    fn prune_caches(&mut self, max_bytes: u64) -> Result<Response, WorkerError> {
+        let used = std::mem::take(&mut self.caches_used);
+        let store = self.layer_store()?;
+        used.iter().try_for_each(|path| store.measure_cache(path))?;
+        if !used.is_empty() {
+            store.prune_caches(max_bytes, None)?;
+        }
+        Ok(Response::Done)
     }
 
     pub(super) fn context(&self) -> Result<&Path, WorkerError> {
@@ -308,7 +361,7 @@ impl Body {
             directory.work().clone_into(&mut spec.work);
             plain = own;
         }
-        Ok(OpenRoot { root: self.sandbox.open(&spec)?, plain })
+        Ok(OpenRoot { root: self.sandbox.open(&spec)?, plain, laid: None })
     }
 
     /// A directory with these layers in it, made of the one that has most of them.
@@ -347,7 +400,10 @@ impl Body {
     ) -> Result<Made, WorkerError> {
         // Removes the mount points that a step needed, so that they are in no layer.
         let changes = self.sandbox.changes(&mut open.root);
+        let taken_back =
+            open.laid.take().map_or(Ok(()), |laid| laid.take_back(&layers::Root::open(open.root.path())?));
         self.sandbox.close(open.root)?;
+        taken_back?;
         if let (Changes::Scan { since }, Some(plain)) = (changes?, &mut open.plain) {
             let upper = layers::Root::open(staged.tree())?;
             plain.root.gather(since, &self.roots(&lowers)?, &upper).map_err(WorkerError::Prepare)?;
@@ -384,11 +440,29 @@ impl Body {
         changed
     }
 
-    fn run(&mut self, run: &RunRequest, output: OwnedFd) -> Result<Response, WorkerError> {
+    fn run(&mut self, run: &RunRequest, fds: Vec<OwnedFd>) -> Result<Response, WorkerError> {
+        let mut fds = fds.into_iter();
+        let output = fds.next().ok_or(WorkerError::Protocol)?;
+        let mut provided = Provided::default();
+        let ran = provided
+            .fill(self, &run.mounts, fds.next().as_ref())
+            .and_then(|()| self.run_with(run, &provided, output));
+        let released = provided.release(self);
+        let ran = ran?;
+        released.map(|()| ran)
+    }
+
+    fn run_with(
+        &mut self,
+        run: &RunRequest,
+        provided: &Provided,
+        output: OwnedFd,
+    ) -> Result<Response, WorkerError> {
         let staged = self.stage()?;
         let mut open = self.open_root(&staged, &run.lowers, LaidFiles::Copied)?;
         let scratch = staged.work().with_file_name(SCRIPT_FILE);
-        match self.run_in(&mut open.root, run, &scratch, output) {
+        let ran = self.run_in(&mut open, run, (provided, &scratch), output);
+        match ran {
             Ok(end @ RunEnd::Exited(0)) => {
                 let made = self.close_changed(open, staged, run.lowers.clone())?;
                 Ok(Response::Ran { end, made: Some(made) })
@@ -400,15 +474,27 @@ impl Body {
 
     fn run_in(
         &mut self,
-        root: &mut crate::sandbox::Root,
+        open: &mut OpenRoot,
         run: &RunRequest,
-        scratch: &Path,
+        (provided, scratch): (&Provided, &Path),
         output: OwnedFd,
     ) -> Result<RunEnd, WorkerError> {
-        let files = layers::Root::open(root.path())?;
+        let files = layers::Root::open(open.path())?;
+        open.laid = run.trusted.as_deref().map(|pem| Laid::lay(&files, pem)).transpose()?;
+        let OpenRoot { root, laid, .. } = open;
         let user = accounts(&files)?.user(run.user.as_deref())?;
         files.create_dirs(Path::new(&run.directory), 0o755, None)?;
         let mut environment: Vec<_> = run.environment.clone().into_iter().collect();
+        environment.retain(|(name, _)| !run.secrets.contains_key(name));
+        environment.extend(run.secrets.iter().map(|(name, value)| (name.clone(), value.reveal().clone())));
+        let mut mounts = script(run, scratch)?;
+        mounts.extend(provided.mounts().iter().cloned());
+        if let Some(laid) = &laid {
+            mounts.push(laid.mount());
+            environment.extend(mounts::variables(|name| {
+                run.environment.contains_key(name) || run.secrets.contains_key(name)
+            }));
+        }
         if !run.environment.contains_key("HOME") {
             environment.push(("HOME".to_owned(), user.home));
         }
@@ -418,13 +504,15 @@ impl Body {
             directory: PathBuf::from(&run.directory),
             user: UserIds { uid: user.uid, gid: user.gid, groups: user.groups },
             hostname: HOSTNAME.to_owned(),
-            mounts: script(run, scratch)?,
+            mounts,
             network: if run.offline { StepNetwork::None } else { StepNetwork::Workers },
+            privileged: run.privileged,
             ..Step::default()
         };
-        drop(files);
         let running = self.sandbox.start(root, &step, Stdio::merged(output.as_fd())?)?;
         drop(output);
+        // After the start, since a process that starts another has one thread; it ends before this returns.
+        let _watch = laid.as_ref().and_then(|laid| laid.watch(&files));
         let limit = Duration::from_millis(run.limit_millis);
         let outcome = running.wait(Some(limit), self.hangup.as_ref().map(AsFd::as_fd))?;
         Ok(match outcome {

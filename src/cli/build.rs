@@ -2,6 +2,7 @@
 
 mod check;
 mod context;
+mod mounts;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -14,6 +15,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rustix::fs::{FlockOperation, flock};
 use tokio_util::sync::CancellationToken;
+
+pub(super) use mounts::read_bundle;
 
 use crate::build::{
     BuildEvent, BuildFailure, BuildLimits, BuildOptions, BuildResult, CacheUse, Compression, EVENTS_FILE,
@@ -134,6 +137,9 @@ pub struct BuildArguments {
     /// How many processors a RUN may use, where cgroups are delegated
     #[arg(long, value_name = "NUMBER")]
     pub cpus: Option<f64>,
+    /// What RUN steps may have
+    #[command(flatten)]
+    pub mounts: mounts::MountArguments,
     /// A directory for the build's lock, events and result
     #[arg(long, hide = true, value_name = "DIRECTORY")]
     pub build_directory: Option<PathBuf>,
@@ -348,6 +354,7 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         cache: if arguments.no_cache { CacheUse::Ignore } else { CacheUse::Read },
         cache_repository,
         network: arguments.network,
+        mounts: arguments.mounts.options()?,
         limits: BuildLimits {
             time: arguments.time_limit,
             memory_bytes: arguments.memory,

@@ -39,7 +39,12 @@ pub(super) fn run(arguments: UpArguments) -> ExitCode {
 }
 
 fn try_run(arguments: UpArguments) -> Result<ExitCode, String> {
-    let settings = settings(arguments).map_err(|error| chain(&error))?;
+    let mut settings = settings(arguments).map_err(|error| chain(&error))?;
+    if let Some(bundle) = &mut settings.ca_bundle {
+        // Builds begin somewhere else, and a push is no time to learn that it is not there.
+        *bundle = std::path::absolute(&*bundle).map_err(|error| format!("--ca-bundle: {error}"))?;
+        super::build::read_bundle(bundle)?;
+    }
     if let Some(branch) = &settings.deploy_branch {
         RefName::branch(branch).map_err(|error| format!("--deploy-branch: {error}"))?;
     }

@@ -51,6 +51,9 @@ pub struct GivenSettings {
     /// How much disk the layer store may use, beyond what apps and builds need at the time [default: 20GiB]
     #[arg(long, env = "HEPHY_CACHE_SIZE", value_name = "BYTES")]
     pub cache_size: Option<Size>,
+    /// A PEM file with certificates that RUN trusts beside those of its image
+    #[arg(long, env = "HEPHY_CA_BUNDLE", value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
     /// The largest pack that is received [default: 2GiB]
     #[arg(long, env = "HEPHY_MAX_PACK", value_name = "BYTES")]
     pub max_pack: Option<Size>,
@@ -95,6 +98,8 @@ pub struct Settings {
     pub build_cpus: Option<f64>,
     /// How much disk the layer store may use, beyond what apps and builds need at the time.
     pub cache_bytes: u64,
+    /// Certificates that RUN trusts beside those of its image.
+    pub ca_bundle: Option<PathBuf>,
     /// The largest pack that is received.
     pub max_pack_bytes: u64,
     /// How long a new version may take to answer.
@@ -164,6 +169,7 @@ impl GivenSettings {
             build_memory_bytes: self.build_memory.or(file.build_memory).map(|size| size.0),
             build_cpus: self.build_cpus.or(file.build_cpus),
             cache_bytes: self.cache_size.or(file.cache_size).map_or(20 * GIB, |size| size.0),
+            ca_bundle: self.ca_bundle.or(file.ca_bundle),
             max_pack_bytes: self.max_pack.or(file.max_pack).map_or(2 * GIB, |size| size.0),
             ready_timeout: seconds(self.ready_timeout.or(file.ready_timeout), 60),
             minimum_ready: seconds(self.minimum_ready.or(file.minimum_ready), 1),

@@ -54,6 +54,7 @@ const INHERITED: [&str; 11] = [
 pub struct LocalDriver {
     program: PathBuf,
     data: PathBuf,
+    ca_bundle: Option<PathBuf>,
 }
 
 /// An engine at work.
@@ -68,7 +69,13 @@ impl LocalDriver {
     /// A driver that runs `program` (our own executable) with the data directory `data`.
     #[must_use]
     pub const fn new(program: PathBuf, data: PathBuf) -> Self {
-        Self { program, data }
+        Self { program, data, ca_bundle: None }
+    }
+
+    /// The same, whose RUN steps trust the certificates of this file too.
+    #[must_use]
+    pub fn trusting(self, ca_bundle: Option<PathBuf>) -> Self {
+        Self { ca_bundle, ..self }
     }
 
     /// The engine of a build: one still at work, or a new one. None: it has ended and left its result.
@@ -99,6 +106,9 @@ impl LocalDriver {
         let errors = File::create(request.directory.join("stderr"))?;
         let mut command = Command::new(&self.program);
         command.arg("build").args(arguments(request, &self.data));
+        if let Some(bundle) = &self.ca_bundle {
+            command.arg("--ca-bundle").arg(bundle);
+        }
         command.env_clear().envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         // Its own group, so that the signals of a terminal reach us alone, and ours reach all of it.
         command.process_group(0).current_dir("/");
@@ -128,6 +138,10 @@ fn arguments(request: &BuildRequest, data: &Path) -> Vec<std::ffi::OsString> {
     }
     for destination in &request.destinations {
         add("destination", &destination.to_string());
+    }
+    if let Some(destination) = request.destinations.first() {
+        // An app's cache mounts are its own: what is written there is run by whoever mounts it next.
+        add("cache-mount-scope", &destination.repository.to_string());
     }
     for mirror in &request.mirrors {
         add("mirror", mirror);

@@ -38,7 +38,8 @@ pub use plain::{LaidFiles, PlainRoot};
 pub use root::{Root, RootError};
 pub use sniff::{Decompressed, Format, Verified, sniff};
 pub use store::{
-    BlobWriter, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged, StoreError, Stored, TreeInfo,
+    BlobWriter, CacheDirectory, CacheSharing, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged,
+    StoreError, Stored, TreeInfo,
 };
 pub use tar::{TarError, TarStats, normalize_times, write_tar};
 pub use unpack::{UnpackError, UnpackOptions, Unpacked, unpack_files, unpack_layer};

@@ -280,7 +280,9 @@ fn become_the_step(step: &Step, stdio: &Stdio, capabilities: CapabilitySet) -> R
     give_streams(step, stdio);
     rustix::process::chdir(&step.directory)
         .doing(|| format!("enter the working directory `{}`", step.directory.display()))?;
-    drop_capabilities(capabilities)?;
+    if !step.privileged {
+        drop_capabilities(capabilities)?;
+    }
     take_ids(step)?;
     if step.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().doing(|| "give up new privileges".to_owned())?;

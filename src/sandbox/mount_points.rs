@@ -25,6 +25,8 @@ const MAX_LINKS: usize = 40;
 pub(super) enum Kind {
     /// A directory itself, no link to one.
     Directory,
+    /// A directory, or a link to where one is or could be.
+    LinkedDirectory,
     /// A file, or a link to where one is or could be.
     File,
 }
@@ -59,10 +61,11 @@ pub(super) fn find(root: BorrowedFd<'_>, target: &Path, kind: Kind) -> Result<Op
         Err(error) => return Err(error).doing(|| format!("resolve `{}` in the root", target.display())),
     };
     let kind_found = kind_of(&rustix::fs::fstat(&found).doing(|| format!("read `{}`", target.display()))?);
-    if (kind == Kind::Directory) == (kind_found == FileType::Directory) && kind_found != FileType::Symlink {
+    let is_file = kind == Kind::File;
+    if is_file != (kind_found == FileType::Directory) && kind_found != FileType::Symlink {
         return Ok(Some(found));
     }
-    let wanted = if kind == Kind::Directory { "is not a directory" } else { "is a directory, not a file" };
+    let wanted = if is_file { "is a directory, not a file" } else { "is not a directory" };
     Err(SandboxError::Root { path: target.to_owned(), why: wanted.to_owned() })
 }
 
@@ -125,7 +128,9 @@ pub(super) fn remove(root: BorrowedFd<'_>, made: &mut Vec<Made>) -> Result<(), S
 fn make(parent: BorrowedFd<'_>, path: &Path, name: &OsString, kind: Kind) -> io::Result<Made> {
     let before = modified(parent)?;
     match kind {
-        Kind::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?,
+        Kind::Directory | Kind::LinkedDirectory => {
+            rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+        }
         Kind::File => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             drop(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644))?);
@@ -141,7 +146,9 @@ fn remove_one(root: BorrowedFd<'_>, item: &Made) -> io::Result<()> {
     };
     let now = modified(parent.as_fd())?;
     let removed = match item.kind {
-        Kind::Directory => rustix::fs::unlinkat(&parent, &item.name, AtFlags::REMOVEDIR),
+        Kind::Directory | Kind::LinkedDirectory => {
+            rustix::fs::unlinkat(&parent, &item.name, AtFlags::REMOVEDIR)
+        }
         Kind::File => match rustix::fs::statat(&parent, &item.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if kind_of(&stat) == FileType::RegularFile && stat.st_size == 0 => {
                 rustix::fs::unlinkat(&parent, &item.name, AtFlags::empty())
@@ -249,6 +256,7 @@ mod tests {
         let fd = open_root(root.path()).unwrap();
         let found = find(fd.as_fd(), Path::new("/proc"), Kind::Directory);
         assert!(matches!(found, Err(SandboxError::Root { .. })), "{found:?}");
+        assert!(find(fd.as_fd(), Path::new("/proc"), Kind::LinkedDirectory).unwrap().is_some());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The file system of a step, assembled in its own mount namespace on top of the root's overlay.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags};
@@ -56,10 +57,18 @@ pub(super) fn prepare(path: &Path, step: &Step, made: &mut Vec<Made>) -> Result<
     for (file, _) in FILES {
         mount_points::ensure(root.as_fd(), Path::new(file), Kind::File, made)?;
     }
-    for mount in &step.mounts {
-        mount_points::ensure(root.as_fd(), &mount.target, target_kind(mount)?, made)?;
+    for (index, mount) in step.mounts.iter().enumerate() {
+        let covered = step.mounts[..index].iter().any(|outer| inside(&mount.target, outer).is_some());
+        if !covered {
+            mount_points::ensure(root.as_fd(), &mount.target, target_kind(mount)?, made)?;
+        }
     }
     Ok(())
+}
+
+/// Where in `outer` a target is, if it is there by its name.
+fn inside<'a>(target: &'a Path, outer: &Mount) -> Option<&'a Path> {
+    target.strip_prefix(&outer.target).ok().filter(|rest| !rest.as_os_str().is_empty())
 }
 
 /// Mounts everything and makes `path` the root of this process.
@@ -72,9 +81,16 @@ pub(super) fn enter(path: &Path, step: &Step, files: &NetworkFiles) -> Result<()
     attach(root, Path::new("/sys"), Kind::Directory, &bind(Path::new("/sys"), Access::ReadOnly)?)?;
     mount_dev(root)?;
     mount_files(root, step, files)?;
-    for mount in &step.mounts {
-        mount_extra(root, mount)?;
+    for (index, mount) in step.mounts.iter().enumerate() {
+        mount_extra(root, mount, step.mounts.get(index + 1..).unwrap_or_default())?;
     }
+    if !step.privileged {
+        hide(root)?;
+    }
+    pivot(path)
+}
+
+fn hide(root: BorrowedFd<'_>) -> Result<(), SandboxError> {
     for masked in MASKED {
         mask(root, Path::new(masked))?;
     }
@@ -85,7 +101,7 @@ pub(super) fn enter(path: &Path, step: &Step, files: &NetworkFiles) -> Result<()
             move_onto(copy.as_fd(), found.as_fd()).doing(|| format!("mount over `{read_only}`"))?;
         }
     }
-    pivot(path)
+    Ok(())
 }
 
 fn pivot(path: &Path) -> Result<(), SandboxError> {
@@ -168,29 +184,91 @@ fn mount_files(root: BorrowedFd<'_>, step: &Step, files: &NetworkFiles) -> Resul
     Ok(())
 }
 
-fn mount_extra(root: BorrowedFd<'_>, mount: &Mount) -> Result<(), SandboxError> {
+/// Mounts one of the step's own, with an empty place in it for each of `later` that goes inside.
+fn mount_extra(root: BorrowedFd<'_>, mount: &Mount, later: &[Mount]) -> Result<(), SandboxError> {
+    let make_places = |tree: BorrowedFd<'_>| {
+        later.iter().try_for_each(|inner| match inside(&inner.target, mount) {
+            // What is made in a mount goes with the mount, or is the cache's.
+            Some(place) => mount_points::ensure(tree, place, target_kind(inner)?, &mut Vec::new()),
+            None => Ok(()),
+        })
+    };
+    let read_only = |tree: BorrowedFd<'_>| match mount.access {
+        Access::ReadWrite => Ok(()),
+        Access::ReadOnly => system::make_read_only(tree, true)
+            .doing(|| format!("make `{}` read-only", mount.target.display())),
+    };
     match &mount.source {
         MountSource::Bind { source } => {
-            attach(root, &mount.target, target_kind(mount)?, &bind(source, mount.access)?)
+            let (tree, kind) = (bind(source, Access::ReadWrite)?, target_kind(mount)?);
+            if kind != Kind::File {
+                make_places(tree.as_fd())?;
+            }
+            read_only(tree.as_fd())?;
+            attach(root, &mount.target, kind, &tree)
         }
         MountSource::Tmpfs { max_bytes, mode } => {
             let size = max_bytes.map_or_else(String::new, |bytes| format!(",size={bytes}"));
-            let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            if mount.access == Access::ReadOnly {
-                flags |= MsFlags::MS_RDONLY;
-            }
-            mount_tmpfs(root, &mount.target, &format!("mode={mode:o}{size}"), flags)
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount_tmpfs_at(
+                &required(root, &mount.target, Kind::LinkedDirectory)?,
+                &mount.target,
+                &format!("mode={mode:o}{size}"),
+                flags,
+            )?;
+            let mounted = required(root, &mount.target, Kind::LinkedDirectory)?;
+            make_places(mounted.as_fd())?;
+            read_only(mounted.as_fd())
+        }
+        MountSource::File { content, mode, uid, gid } => {
+            let file = NewFile { content: content.reveal(), mode: *mode, uid: *uid, gid: *gid };
+            mount_file(root, &mount.target, &file, read_only)
         }
     }
 }
 
+/// A file that is made for one step.
+struct NewFile<'a> {
+    content: &'a [u8],
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+/// Mounts a file that is in the `/dev` of this step, without a name there when this returns.
+fn mount_file(
+    root: BorrowedFd<'_>,
+    target: &Path,
+    file: &NewFile<'_>,
+    protect: impl FnOnce(BorrowedFd<'_>) -> Result<(), SandboxError>,
+) -> Result<(), SandboxError> {
+    const NAME: &str = ".being-made";
+    let doing = || format!("make the file `{}` for user {}:{}", target.display(), file.uid, file.gid);
+    let dev = required(root, Path::new("/dev"), Kind::Directory)?;
+    let place = touch(dev.as_fd(), NAME).doing(doing)?;
+    write_file(place.as_fd(), file).doing(doing)?;
+    let tree = clone_tree(place.as_fd()).doing(doing)?;
+    protect(tree.as_fd())?;
+    attach(root, target, Kind::File, &tree)?;
+    rustix::fs::unlinkat(&dev, NAME, rustix::fs::AtFlags::empty()).doing(doing)
+}
+
+fn write_file(place: BorrowedFd<'_>, new: &NewFile<'_>) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(magic(place))?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(new.content)?;
+    std::os::unix::fs::fchown(&file, Some(new.uid), Some(new.gid))?;
+    file.set_permissions(fs::Permissions::from_mode(new.mode))
+}
+
 fn target_kind(mount: &Mount) -> Result<Kind, SandboxError> {
     match &mount.source {
-        MountSource::Tmpfs { .. } => Ok(Kind::Directory),
+        MountSource::Tmpfs { .. } => Ok(Kind::LinkedDirectory),
+        MountSource::File { .. } => Ok(Kind::File),
         MountSource::Bind { source } => {
             let metadata =
                 fs::metadata(source).doing(|| format!("read the mount's source `{}`", source.display()))?;
-            Ok(if metadata.is_dir() { Kind::Directory } else { Kind::File })
+            Ok(if metadata.is_dir() { Kind::LinkedDirectory } else { Kind::File })
         }
     }
 }
@@ -209,7 +287,10 @@ fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<(), SandboxError> {
 }
 
 fn mount_tmpfs(root: BorrowedFd<'_>, path: &Path, options: &str, flags: MsFlags) -> Result<(), SandboxError> {
-    let target = required(root, path, Kind::Directory)?;
+    mount_tmpfs_at(&required(root, path, Kind::Directory)?, path, options, flags)
+}
+
+fn mount_tmpfs_at(target: &OwnedFd, path: &Path, options: &str, flags: MsFlags) -> Result<(), SandboxError> {
     nix::mount::mount(Some("tmpfs"), &magic(target.as_fd()), Some("tmpfs"), flags, Some(options))
         .doing(|| format!("mount a tmpfs on `{}`", path.display()))
 }

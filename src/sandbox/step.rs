@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SandboxError;
 use super::error::Doing;
+use crate::model::Secret;
 
 /// A command in a root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,10 @@ pub struct Step {
     pub network: StepNetwork,
     /// Whether set-user-id programs (`sudo`) are without effect.
     pub no_new_privileges: bool,
+    /// Whether its root has every capability of the sandbox, and nothing of `/proc` is hidden from it: it may mount,
+    /// and make namespaces where the kernel lets it. The sandbox's own ids are still all that it has.
+    #[serde(default)]
+    pub privileged: bool,
 }
 
 impl Default for Step {
@@ -42,6 +47,7 @@ impl Default for Step {
             mounts: Vec::new(),
             network: StepNetwork::Workers,
             no_new_privileges: false,
+            privileged: false,
         }
     }
 }
@@ -72,7 +78,8 @@ pub enum StepNetwork {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mount {
-    /// Where, in the root; made if absent and then removed after the step.
+    /// Where, in the root, links followed; made if absent and then removed after the step. A mount that is to be seen
+    /// inside another one comes after it.
     pub target: PathBuf,
     /// What.
     pub source: MountSource,
@@ -91,10 +98,22 @@ pub enum MountSource {
         /// Its permissions.
         mode: u32,
     },
-    /// A file or directory that the worker sees, by a path relative to the worker's directory.
+    /// A file or directory that the worker sees, by a path relative to the worker's directory. A directory gets an
+    /// empty place for each later mount inside it, also if the step may not write to it.
     Bind {
         /// The file or directory.
         source: PathBuf,
+    },
+    /// A file in memory, which this step alone sees.
+    File {
+        /// What is in it.
+        content: Secret<Vec<u8>>,
+        /// Its permissions.
+        mode: u32,
+        /// Whose it is.
+        uid: u32,
+        /// Its group.
+        gid: u32,
     },
 }
 

@@ -311,7 +311,9 @@ fn stages(
     );
     Ok(Stages {
         store,
-        driver: Arc::new(LocalDriver::new(start.executable.clone(), data.clone())),
+        driver: Arc::new(
+            LocalDriver::new(start.executable.clone(), data.clone()).trusting(settings.ca_bundle.clone()),
+        ),
         runtime: Arc::new(runtime),
         publisher: Publisher::new(client.clone(), host.clone()),
         tokens: registry.tokens().clone(),

@@ -6,6 +6,7 @@
 //! blobs/sha256/<digest>        compressed layers
 //! records/<diff id>-gzip6.json which blob a layer was compressed to
 //! steps/<key>                  what the cache keeps of a step
+//! caches/<map>/<name>-<number> directories that live from build to build
 //! leases/ pins/ locks/ tmp/    who uses what, and what is being made
 //! ```
 //! Everything appears by a rename. A tree is not synced to the disk when it is committed, which would wait for
@@ -14,6 +15,7 @@
 //! descriptor alone can use it.
 
 mod blobs;
+mod caches;
 mod prune;
 mod trees;
 mod usage;
@@ -33,6 +35,7 @@ use super::node::Owner;
 use crate::oci::Digest;
 
 pub use blobs::BlobWriter;
+pub use caches::{CacheDirectory, CacheSharing};
 pub use prune::{PrunePolicy, Pruned, Stored};
 pub use trees::{LayerLock, Staged, TreeInfo};
 pub use usage::Lease;
@@ -84,12 +87,23 @@ impl LayerStore {
     fn open_in_boot(dir: &Path, map: &str, writer: Option<Owner>, boot: &str) -> Result<Self, StoreError> {
         check_name(map)?;
         let trees = dir.join("trees").join(map);
-        for part in
-            ["", "trees", "blobs", "blobs/sha256", "records", "steps", "leases", "pins", "locks", "tmp"]
-        {
+        for part in [
+            "",
+            "trees",
+            "blobs",
+            "blobs/sha256",
+            "records",
+            "steps",
+            "caches",
+            "leases",
+            "pins",
+            "locks",
+            "tmp",
+        ] {
             make_dir(&dir.join(part), writer)?;
         }
         make_dir(&trees, writer)?;
+        make_dir(&dir.join("caches").join(map), writer)?;
         Ok(Self { inner: Arc::new(Inner { dir: dir.to_owned(), trees, boot: boot.to_owned() }) })
     }
 

@@ -93,6 +93,12 @@ impl Sandbox for InPlaceSandbox {
                 why: "it takes a network namespace, and in-place isolation makes none",
             });
         }
+        if step.privileged {
+            return Err(SandboxError::Lacking {
+                what: "`RUN --security=insecure`",
+                why: "it takes a user namespace, and in-place isolation makes none",
+            });
+        }
         plain.placing.take_out()?;
         surroundings::place(&mut plain.placing, &root.path, step, &self.files)?;
         let (report, report_theirs) =

@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
@@ -59,6 +59,17 @@ enum What {
 pub(super) enum Thing<'a> {
     /// A file with this content.
     File(&'a [u8]),
+    /// A file that not everybody may read.
+    OwnedFile {
+        /// What is in it.
+        content: &'a [u8],
+        /// Its permissions.
+        mode: u32,
+        /// Whose it is.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
     /// An empty directory of these permissions.
     Directory(u32),
     /// A copy of a file or tree.
@@ -70,7 +81,7 @@ pub(super) enum Thing<'a> {
 impl Thing<'_> {
     fn is_directory(&self) -> Result<bool, SandboxError> {
         match self {
-            Self::File(_) => Ok(false),
+            Self::File(_) | Self::OwnedFile { .. } => Ok(false),
             Self::Directory(_) => Ok(true),
             Self::Copy(from) | Self::Lent(from) => {
                 let metadata = fs::metadata(from).doing(|| format!("read `{}`", from.display()))?;
@@ -265,6 +276,12 @@ fn make(parent: BorrowedFd<'_>, name: &OsStr, thing: &Thing<'_>) -> io::Result<(
         Thing::File(content) => {
             fs::write(&path, content)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+        }
+        Thing::OwnedFile { content, mode, uid, gid } => {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            file.write_all(content)?;
+            std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
+            file.set_permissions(fs::Permissions::from_mode(*mode))
         }
         Thing::Directory(mode) => {
             rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))?;

@@ -74,6 +74,9 @@ fn place_extra(placing: &mut Placing, root: &Path, mount: &Mount) -> Result<(), 
         (MountSource::Tmpfs { mode, .. }, _) => Thing::Directory(*mode),
         (MountSource::Bind { source }, Access::ReadWrite) => Thing::Lent(source),
         (MountSource::Bind { source }, Access::ReadOnly) => Thing::Copy(source),
+        (MountSource::File { content, mode, uid, gid }, _) => {
+            Thing::OwnedFile { content: content.reveal(), mode: *mode, uid: *uid, gid: *gid }
+        }
     };
     placing.put(root, &mount.target, &thing)
 }

@@ -26,7 +26,7 @@ fn a_failing_command_is_told_with_its_line_status_and_last_lines() {
 #[test]
 fn what_is_not_supported_is_named_with_its_line() {
     for (dockerfile, line, word) in [
-        ("FROM busybox:1\nRUN --mount=type=cache,target=/x true\n", 2, "--mount"),
+        ("FROM busybox:1\nRUN --device=vendor.com/gpu true\n", 2, "--device"),
         ("FROM busybox:1\nRUN --security=insecure true\n", 2, "--security"),
         ("FROM busybox:1\n\nRUM true\n", 3, "RUM"),
         ("FROM busybox:1\nSTOPSIGNAL NOPE\n", 2, "NOPE"),

@@ -3,6 +3,7 @@
 pub(crate) mod base;
 mod adds;
 mod cache;
+mod cache_mounts;
 mod checks;
 mod contexts;
 mod copies;
@@ -12,10 +13,13 @@ mod hostile;
 mod images;
 mod kaniko;
 mod in_place;
+mod mounts;
 mod places;
 mod pushes;
 mod registries;
+mod secrets;
 mod stages;
+mod trust;
 mod web;
 
 use std::fs;

@@ -1,0 +1,510 @@
+//! Certificates that RUN trusts beside the image's own (`--ca-bundle`), and that no image keeps.
+//!
+//! They are written into the image's bundle before a step and cut out of it after the step, and named by the variables that
+//! programs know. They are not mounted over the bundle: whoever installs or upgrades `ca-certificates` in the step renames a
+//! new file onto it, which a mount point refuses. A bundle that the step puts there gets them too, while the step runs, and
+//! loses them as well. `lore/0024` has the reasons.
+
+use std::ffi::CStr;
+use std::fs::{File, FileTimes, OpenOptions};
+use std::io::{self, Seek as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use rustix::fs::{AtFlags, inotify};
+
+use crate::build::worker::WorkerError;
+use crate::layers::Root;
+use crate::model::Secret;
+use crate::sandbox::{Access, Mount, MountSource};
+
+/// Where distributions keep the bundle that their programs read.
+const BUNDLES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/var/lib/ca-certificates/ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// What names a bundle to a program.
+const VARIABLES: [&str; 13] = [
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "NIX_SSL_CERT_FILE",
+    "DENO_CERT",
+    "HTTPLIB2_CA_CERTS",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+];
+
+/// What a package manager calls a file when it finds one that it did not write in its place.
+const SET_ASIDE: [&str; 2] = ["apk-new", "rpmnew"];
+
+/// The largest bundle that is read; those of distributions have a quarter of a megabyte.
+const MAX_BUNDLE_BYTES: u64 = 8 << 20;
+
+/// Where the step sees the bundle that the variables name.
+const SEEN_AT: &str = "/run/hephy/ca-bundle.crt";
+
+/// The variables that the image does not set itself.
+pub(in crate::build) fn variables(is_set: impl Fn(&str) -> bool) -> impl Iterator<Item = (String, String)> {
+    let unset = VARIABLES.into_iter().filter(move |name| !is_set(name));
+    unset.map(|name| (name.to_owned(), SEEN_AT.to_owned()))
+}
+
+/// The certificates of a PEM file, and nothing else that is in it; none if there are none.
+#[must_use]
+pub fn certificates(pem: &str) -> Option<String> {
+    let blocks = blocks(pem);
+    let lines: String = blocks.iter().flat_map(|block| [block.trim_end(), "\n"]).collect();
+    (!blocks.is_empty()).then_some(lines)
+}
+
+fn blocks(pem: &str) -> Vec<&str> {
+    const KINDS: [(&str, &str); 2] = [
+        ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"),
+        ("-----BEGIN TRUSTED CERTIFICATE-----", "-----END TRUSTED CERTIFICATE-----"),
+    ];
+    let mut found = Vec::new();
+    let mut rest = pem;
+    while let Some(begin) = KINDS.iter().filter_map(|(begin, end)| Some((rest.find(begin)?, end))).min() {
+        let (from, end) = begin;
+        let Some(until) = rest.get(from..).and_then(|tail| tail.find(end)) else { break };
+        let until = from + until + end.len();
+        found.extend(rest.get(from..until));
+        rest = rest.get(until..).unwrap_or_default();
+    }
+    found
+}
+
+/// Certificates that are in an image's bundles for the time of a step.
+pub(in crate::build) struct Laid {
+    /// What the variables name: what the image trusts, and more.
+    bundle: String,
+    added: Added,
+    files: Vec<LaidFile>,
+    /// What had to be made, outermost first.
+    made: Vec<Made>,
+}
+
+/// A file or directory that was made, and the time of what it is in, before and after that.
+struct Made {
+    path: PathBuf,
+    before: Option<SystemTime>,
+    after: Option<SystemTime>,
+}
+
+/// What is added to each bundle: it begins with a line's end, so that it can be cut out to the byte.
+#[derive(Clone)]
+struct Added(Vec<u8>);
+
+struct LaidFile {
+    /// Without links.
+    path: PathBuf,
+    /// If it was there: what was in it, its time, and which file it is.
+    before: Option<(Vec<u8>, SystemTime, u64)>,
+    /// What package managers had set aside already.
+    aside: Vec<PathBuf>,
+}
+
+impl Laid {
+    /// Adds certificates to the bundles of an image; an image without any gets the first that it has a place for.
+    pub(in crate::build) fn lay(root: &Root, certificates: &str) -> Result<Self, WorkerError> {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for bundle in BUNDLES {
+            if let Ok(path) = root.canonical(Path::new(bundle))
+                && !paths.contains(&path)
+                && root.open_file(&path).is_ok()
+            {
+                paths.push(path);
+            }
+        }
+        let mut laid = Self {
+            bundle: certificates.to_owned(),
+            added: Added(format!("\n{certificates}").into_bytes()),
+            files: Vec::new(),
+            made: Vec::new(),
+        };
+        for path in paths {
+            let Some(content) = root.read(&path, MAX_BUNDLE_BYTES)? else { continue };
+            if laid.files.is_empty() {
+                laid.bundle = joined(&String::from_utf8_lossy(&content), certificates);
+            }
+            laid.write_over(root, path, content).map_err(WorkerError::Trust)?;
+        }
+        if laid.files.is_empty() {
+            laid.make(root)?;
+        }
+        Ok(laid)
+    }
+
+    /// The bundle that the variables name.
+    pub(in crate::build) fn mount(&self) -> Mount {
+        let content = Secret::new(self.bundle.as_bytes().to_vec());
+        Mount {
+            target: PathBuf::from(SEEN_AT),
+            source: MountSource::File { content, mode: 0o444, uid: 0, gid: 0 },
+            access: Access::ReadOnly,
+        }
+    }
+
+    fn write_over(&mut self, root: &Root, path: PathBuf, content: Vec<u8>) -> io::Result<()> {
+        let aside = set_aside(root, &path);
+        let mut file = writable(root, &path)?;
+        let modified = file.metadata()?.modified()?;
+        file.seek(io::SeekFrom::End(0))?;
+        file.write_all(&self.added.0)?;
+        // On an overlay it is another file once it is written to.
+        let inode = file.metadata()?.ino();
+        self.files.push(LaidFile { path, before: Some((content, modified, inode)), aside });
+        Ok(())
+    }
+
+    /// Makes a bundle where there is none: where its directory is, else where Debian has it.
+    fn make(&mut self, root: &Root) -> Result<(), WorkerError> {
+        if root.subroot(Path::new("/etc")).is_err() {
+            return Ok(());
+        }
+        let directories = BUNDLES[..4].iter().map(|bundle| Path::new(*bundle));
+        let has_place = |bundle: &&Path| bundle.parent().is_some_and(|parent| root.subroot(parent).is_ok());
+        let bundle = directories.clone().find(has_place).unwrap_or(Path::new(BUNDLES[0]));
+        let parent = bundle.parent().unwrap_or(bundle);
+        // Their times as they are before anything is made in them.
+        let above: Vec<_> = bundle
+            .ancestors()
+            .filter_map(|path| path.strip_prefix("/").ok())
+            .map(|path| (path.to_owned(), time_around(root, path)))
+            .collect();
+        let before = |path: &Path| above.iter().find(|(known, _)| known == path).and_then(|(_, time)| *time);
+        for path in root.create_dirs(parent, 0o755, None)? {
+            self.made.push(Made { before: before(&path), after: None, path });
+        }
+        let path = root.canonical_parent(bundle)?.join(bundle.file_name().unwrap_or_default());
+        let around = time_around(root, &path);
+        if let Some(path) = root.create_file(&path, 0o644)? {
+            let aside = set_aside(root, &path);
+            let mut file = writable(root, &path).map_err(WorkerError::Trust)?;
+            file.write_all(&self.added.0).map_err(WorkerError::Trust)?;
+            self.made.push(Made { path: path.clone(), before: around, after: None });
+            self.files.push(LaidFile { path, before: None, aside });
+        }
+        for made in &mut self.made {
+            made.after = time_around(root, &made.path);
+        }
+        Ok(())
+    }
+
+    /// Leaves the bundles as the step wanted them: without what was added.
+    pub(in crate::build) fn take_back(self, root: &Root) -> Result<(), WorkerError> {
+        for file in &self.files {
+            self.clean(root, file).map_err(WorkerError::Trust)?;
+        }
+        for made in self.made.iter().rev() {
+            // What the step has put something into, or has put there itself, stays.
+            self.remove(root, &made.path, AtFlags::REMOVEDIR);
+        }
+        Ok(())
+    }
+
+    /// Removes what was made, and its trace in the directory around it, if nobody else has changed that.
+    fn remove(&self, root: &Root, path: &Path, flags: AtFlags) {
+        let Ok((parent, name)) = root.resolve_parent(path) else { return };
+        let Some(made) = self.made.iter().find(|made| made.path == path) else { return };
+        let unchanged = time_around(root, path) == made.after;
+        if rustix::fs::unlinkat(&parent, &name, flags).is_ok()
+            && unchanged
+            && let Some(before) = made.before
+            && let Ok(around) = root.subroot(path.parent().unwrap_or(path))
+        {
+            // A directory whose time is another is in the layer, and nothing else is wrong.
+            drop(File::from(around.into_fd()).set_times(FileTimes::new().set_modified(before)));
+        }
+    }
+
+    fn clean(&self, root: &Root, file: &LaidFile) -> io::Result<()> {
+        for aside in set_aside(root, &file.path).iter().filter(|aside| !file.aside.contains(aside)) {
+            // A package manager thought that ours was the administrator's.
+            if let (Ok((parent, name)), Some(to)) = (root.resolve_parent(aside), file.path.file_name()) {
+                rustix::fs::renameat(&parent, &name, &parent, to)?;
+            }
+        }
+        let Ok(Some(content)) = root.read(&file.path, 2 * MAX_BUNDLE_BYTES) else { return Ok(()) };
+        let Some(left) = self.added.cut_out_of(&content) else { return Ok(()) };
+        if left.is_empty() && file.before.is_none() {
+            self.remove(root, &file.path, AtFlags::empty());
+            return Ok(());
+        }
+        let mut bundle = writable(root, &file.path)?;
+        bundle.set_len(0)?;
+        bundle.write_all(&left)?;
+        // One that the step put there is new, whatever is in it.
+        if let Some((before, modified, inode)) = &file.before
+            && (before, *inode) == (&left, bundle.metadata()?.ino())
+        {
+            bundle.set_times(FileTimes::new().set_modified(*modified))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the certificates to bundles that a step makes, as long as the result lives.
+    pub(in crate::build) fn watch(&self, root: &Root) -> Option<Watch> {
+        let watch = Watch::start(self, root);
+        if let Err(error) = &watch {
+            // The variables name the certificates all the same.
+            tracing::debug!(%error, "bundles that the step makes are not added to");
+        }
+        watch.ok()
+    }
+}
+
+impl Added {
+    /// `content` without it, wherever it is in there; none if it is not.
+    fn cut_out_of(&self, content: &[u8]) -> Option<Vec<u8>> {
+        let mut left = content.to_vec();
+        let mut found = false;
+        while let Some(at) = find(&left, &self.0) {
+            left.drain(at..at + self.0.len());
+            found = true;
+        }
+        found.then_some(left)
+    }
+}
+
+/// Looks for bundles that a step makes.
+pub(in crate::build) struct Watch {
+    thread: Option<JoinHandle<()>>,
+    /// Closed to end it.
+    end: Option<io::PipeWriter>,
+}
+
+impl Watch {
+    fn start(laid: &Laid, root: &Root) -> io::Result<Self> {
+        let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        let mut watched = Vec::new();
+        for file in &laid.files {
+            let Ok((parent, name)) = root.resolve_parent(&file.path) else { continue };
+            let directory = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
+            let flags = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::CLOSE_WRITE;
+            inotify::add_watch(&events, &directory, flags)?;
+            watched.push((name, file.path.clone()));
+        }
+        let (ended, end) = io::pipe()?;
+        let (root, added) = (root.try_clone().map_err(io::Error::other)?, laid.added.clone());
+        let body = move || {
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut reader = inotify::Reader::new(&events, &mut buffer);
+            loop {
+                let mut fds = [&events.as_fd(), &ended.as_fd()].map(|fd| PollFd::new(*fd, PollFlags::POLLIN));
+                let polled = nix::poll::poll(&mut fds, PollTimeout::NONE);
+                let is_over = fds[1].revents().is_none_or(|events| !events.is_empty());
+                if is_over || !matches!(polled, Ok(_) | Err(nix::errno::Errno::EINTR)) {
+                    return;
+                }
+                while let Ok(event) = reader.next() {
+                    let name = event.file_name().map(CStr::to_bytes);
+                    for (_, path) in watched.iter().filter(|(watched, _)| name == Some(watched.as_bytes())) {
+                        // What cannot be added to stays as the step made it.
+                        drop(append(&root, path, &added));
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("trust".to_owned()).spawn(body)?;
+        Ok(Self { thread: Some(thread), end: Some(end) })
+    }
+}
+
+/// Waits for the thread: a worker with two may not start another step.
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // It has no way to panic.
+            drop(thread.join());
+        }
+    }
+}
+
+fn append(root: &Root, path: &Path, added: &Added) -> io::Result<()> {
+    let content = root.read(path, MAX_BUNDLE_BYTES).map_err(io::Error::other)?.unwrap_or_default();
+    if content.is_empty() || find(&content, &added.0).is_some() {
+        return Ok(());
+    }
+    let mut file = writable(root, path)?;
+    file.seek(io::SeekFrom::End(0))?;
+    file.write_all(&added.0)
+}
+
+/// `bundle` with those of `certificates` that it does not have.
+fn joined(bundle: &str, certificates: &str) -> String {
+    let mut joined = bundle.to_owned();
+    if !joined.is_empty() && !joined.ends_with('\n') {
+        joined.push('\n');
+    }
+    for block in blocks(certificates) {
+        if !bundle.contains(block) {
+            joined.push_str(block);
+            joined.push('\n');
+        }
+    }
+    joined
+}
+
+fn find(content: &[u8], part: &[u8]) -> Option<usize> {
+    if part.is_empty() {
+        return None;
+    }
+    // A certificate begins with a dash, and little else does.
+    let first = *part.first()?;
+    let mut from = 0;
+    while let Some(at) = content.get(from..)?.iter().position(|byte| *byte == first).map(|at| from + at) {
+        if content.get(at..)?.starts_with(part) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+/// What package managers have left beside a file.
+fn set_aside(root: &Root, path: &Path) -> Vec<PathBuf> {
+    let beside = SET_ASIDE.iter().map(|suffix| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".");
+        name.push(suffix);
+        PathBuf::from(name)
+    });
+    beside.filter(|path| root.open_file(path).is_ok()).collect()
+}
+
+fn writable(root: &Root, path: &Path) -> io::Result<File> {
+    let file = root.open_file(path).map_err(io::Error::other)?;
+    OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The time of the directory that `path` is in.
+fn time_around(root: &Root, path: &Path) -> Option<SystemTime> {
+    let around = root.subroot(path.parent().unwrap_or(path)).ok()?;
+    File::from(around.into_fd()).metadata().ok()?.modified().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nours\n-----END CERTIFICATE-----\n";
+
+    fn root() -> (tempfile::TempDir, Root, SystemTime) {
+        let directory = tempfile::tempdir().unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        fs::create_dir(directory.path().join("etc")).unwrap();
+        File::open(directory.path().join("etc")).unwrap().set_modified(long_ago).unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        (directory, root, long_ago)
+    }
+
+    #[test]
+    fn certificates_are_taken_out_of_whatever_else_is_in_the_file() {
+        let pem = format!(
+            "# note\n-----BEGIN PRIVATE KEY-----\nsecret\n-----END PRIVATE KEY-----\n{CERTIFICATE}x\n{CERTIFICATE}"
+        );
+        assert_eq!(certificates(&pem).unwrap(), CERTIFICATE.repeat(2));
+        assert_eq!(certificates("-----BEGIN CERTIFICATE-----\ncut"), None);
+    }
+
+    #[test]
+    fn a_bundle_has_them_during_the_step_and_is_what_it_was_after_it() {
+        let (directory, root, long_ago) = root();
+        let path = directory.path().join("etc/ssl/certs/ca-certificates.crt");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "theirs, without an end").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+        std::os::unix::fs::symlink("certs/ca-certificates.crt", directory.path().join("etc/ssl/cert.pem"))
+            .unwrap();
+        let laid = Laid::lay(&root, CERTIFICATE).unwrap();
+        let during = fs::read_to_string(&path).unwrap();
+        assert_eq!(during, format!("theirs, without an end\n{CERTIFICATE}"));
+        assert_eq!(laid.bundle, during);
+        fs::write(&path, format!("{during}appended")).unwrap();
+        laid.take_back(&root).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs, without an endappended");
+        fs::write(&path, "theirs").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+        Laid::lay(&root, CERTIFICATE).unwrap().take_back(&root).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), long_ago);
+    }
+
+    #[test]
+    fn an_image_without_a_bundle_has_one_for_the_step_and_no_trace_of_it() {
+        let (directory, root, long_ago) = root();
+        let laid = Laid::lay(&root, CERTIFICATE).unwrap();
+        let path = directory.path().join("etc/ssl/certs/ca-certificates.crt");
+        assert!(fs::read_to_string(&path).unwrap().contains("ours"));
+        laid.take_back(&root).unwrap();
+        assert_eq!(fs::read_dir(directory.path().join("etc")).unwrap().count(), 0);
+        assert_eq!(fs::metadata(directory.path().join("etc")).unwrap().modified().unwrap(), long_ago);
+    }
+
+    #[test]
+    fn a_bundle_that_the_step_puts_there_is_added_to_and_then_the_steps_alone() {
+        let (directory, root, _) = root();
+        let laid = Laid::lay(&root, CERTIFICATE).unwrap();
+        let watch = laid.watch(&root).unwrap();
+        let path = directory.path().join("etc/ssl/certs/ca-certificates.crt");
+        fs::write(path.with_extension("new"), "theirs\n").unwrap();
+        fs::rename(path.with_extension("new"), &path).unwrap();
+        let clock = std::time::Instant::now();
+        while !fs::read_to_string(&path).unwrap().ends_with(CERTIFICATE) {
+            assert!(clock.elapsed() < Duration::from_mins(1), "waited in vain");
+            std::thread::yield_now();
+        }
+        drop(watch);
+        laid.take_back(&root).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs\n");
+    }
+
+    #[test]
+    fn what_a_package_manager_set_aside_because_of_ours_takes_its_place() {
+        let (directory, root, _) = root();
+        let path = directory.path().join("etc/ssl/cert.pem");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "old").unwrap();
+        let laid = Laid::lay(&root, CERTIFICATE).unwrap();
+        fs::write(directory.path().join("etc/ssl/cert.pem.apk-new"), "new").unwrap();
+        laid.take_back(&root).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert!(!directory.path().join("etc/ssl/cert.pem.apk-new").exists());
+    }
+
+    #[test]
+    fn a_link_that_leaves_the_image_is_not_followed_out() {
+        let (directory, root, _) = root();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(outside.path(), "outside").unwrap();
+        fs::create_dir_all(directory.path().join("etc/ssl/certs")).unwrap();
+        std::os::unix::fs::symlink(
+            outside.path(),
+            directory.path().join("etc/ssl/certs/ca-certificates.crt"),
+        )
+        .unwrap();
+        Laid::lay(&root, CERTIFICATE).unwrap().take_back(&root).unwrap();
+        assert_eq!(fs::read_to_string(outside.path()).unwrap(), "outside");
+    }
+}
