@@ -9,7 +9,7 @@ pub struct ImageUser {
     pub uid: u32,
     /// Its group's.
     pub gid: u32,
-    /// Supplementary groups.
+    /// Its groups, `gid` among them.
     pub groups: Vec<u32>,
     /// `HOME`.
     pub home: String,
@@ -43,23 +43,27 @@ struct PasswdLine<'a> {
 impl Accounts {
     /// The user that `USER text` names: `name`, `uid`, `name:group`, `uid:gid`; nobody named is root.
     ///
-    /// A number needs no line. With a group given there are no supplementary groups, as with Docker.
+    /// A number is that id, whoever is called so, and needs no line. With a group given there are no others. The
+    /// group is always among the supplementary ones too: else a mode that shuts a group out would not shut this process out.
     pub(crate) fn user(&self, text: Option<&str>) -> Result<ImageUser, UserError> {
         let text = text.filter(|text| !text.is_empty()).unwrap_or("0");
         let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
         let line = self.passwd_line(user);
         let uid = match (&line, user.parse()) {
-            (Some(line), _) => line.uid,
-            (None, Ok(uid)) => uid,
+            (_, Ok(uid)) => uid,
+            (Some(line), Err(_)) => line.uid,
             (None, Err(_)) => return Err(UserError::User(user.to_owned())),
         };
-        let (gid, groups) = match group.filter(|group| !group.is_empty()) {
+        let (gid, mut groups) = match group.filter(|group| !group.is_empty()) {
             Some(group) => (self.gid(group)?, Vec::new()),
             None => (
                 line.as_ref().map_or(0, |line| line.gid),
                 line.as_ref().map_or_else(Vec::new, |line| self.groups_of(line.name)),
             ),
         };
+        if !groups.contains(&gid) {
+            groups.push(gid);
+        }
         let home = line.map_or("/", |line| line.home);
         let home = if home.is_empty() { "/" } else { home }.to_owned();
         Ok(ImageUser { uid, gid, groups, home })
@@ -84,27 +88,28 @@ impl Accounts {
     }
 
     fn gid(&self, group: &str) -> Result<u32, UserError> {
+        if let Ok(gid) = group.parse() {
+            return Ok(gid);
+        }
         let by_name = lines(&self.group).find_map(|fields| match fields.as_slice() {
             [name, _, gid, ..] if *name == group => gid.parse().ok(),
             _ => None,
         });
-        by_name.or_else(|| group.parse().ok()).ok_or_else(|| UserError::Group(group.to_owned()))
+        by_name.ok_or_else(|| UserError::Group(group.to_owned()))
     }
 
     fn passwd_line(&self, user: &str) -> Option<PasswdLine<'_>> {
-        let uid: Option<u32> = user.parse().ok();
-        let parsed = || {
-            lines(&self.passwd).filter_map(|fields| match fields.as_slice() {
-                [name, _, uid, gid, rest @ ..] => Some(PasswdLine {
-                    name,
-                    uid: uid.parse().ok()?,
-                    gid: gid.parse().ok()?,
-                    home: rest.get(1).copied().unwrap_or("/"),
-                }),
-                _ => None,
-            })
-        };
-        parsed().find(|line| line.name == user).or_else(|| parsed().find(|line| Some(line.uid) == uid))
+        let number: Option<u32> = user.parse().ok();
+        let mut parsed = lines(&self.passwd).filter_map(|fields| match fields.as_slice() {
+            [name, _, uid, gid, rest @ ..] => Some(PasswdLine {
+                name,
+                uid: uid.parse().ok()?,
+                gid: gid.parse().ok()?,
+                home: rest.get(1).copied().unwrap_or("/"),
+            }),
+            _ => None,
+        });
+        parsed.find(|line| number.map_or(line.name == user, |uid| line.uid == uid))
     }
 
     fn groups_of(&self, user: &str) -> Vec<u32> {
@@ -143,13 +148,25 @@ mod tests {
 
     #[test]
     fn a_user_is_found_by_name_and_by_number() {
-        let app = (1000, 1001, vec![50, 4], "/home/app".to_owned());
+        let app = (1000, 1001, vec![50, 4, 1001], "/home/app".to_owned());
         assert_eq!(user("app"), Ok(app.clone()));
         assert_eq!(user("1000"), Ok(app));
-        assert_eq!(user(""), Ok((0, 0, vec![], "/root".to_owned())));
-        assert_eq!(user("77"), Ok((77, 0, vec![], "/".to_owned())));
-        assert_eq!(user("app:staff"), Ok((1000, 50, vec![], "/home/app".to_owned())));
-        assert_eq!(user("1000:7"), Ok((1000, 7, vec![], "/home/app".to_owned())));
+        assert_eq!(user(""), Ok((0, 0, vec![0], "/root".to_owned())));
+        assert_eq!(user("77"), Ok((77, 0, vec![0], "/".to_owned())));
+        assert_eq!(user("app:staff"), Ok((1000, 50, vec![50], "/home/app".to_owned())));
+        assert_eq!(user("1000:7"), Ok((1000, 7, vec![7], "/home/app".to_owned())));
+    }
+
+    #[test]
+    fn a_number_is_an_id_even_if_somebody_is_called_so() {
+        let accounts = Accounts {
+            passwd: b"7:x:1000:1001::/seven:/bin/sh\nseven:x:7:8::/:/bin/sh".to_vec(),
+            group: b"7:x:1002:".to_vec(),
+        };
+        let user = accounts.user(Some("7:7")).unwrap();
+        assert_eq!((user.uid, user.gid), (7, 7));
+        assert_eq!(accounts.user(Some("7")).unwrap().gid, 8);
+        assert_eq!(accounts.owner("7:7"), Ok((7, 7)));
     }
 
     #[test]
