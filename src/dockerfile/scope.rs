@@ -99,10 +99,15 @@ impl GlobalScope {
         self.values.get(name).cloned()
     }
 
-    /// The proxy settings given: in RUN's environment without a declaration.
+    /// The proxy settings given: in RUN's environment without a declaration, in upper and in lower case since
+    /// programs read the one or the other.
     #[must_use]
     pub fn proxies(&self) -> Vec<(String, String)> {
-        let given = |name: &&str| self.given.get(*name).map(|value| ((*name).to_owned(), value.clone()));
+        let of = |name: &str| self.given.get(name).cloned();
+        let given = |name: &&str| {
+            let other = || of(&name.to_ascii_uppercase()).or_else(|| of(&name.to_ascii_lowercase()));
+            of(name).or_else(other).map(|value| ((*name).to_owned(), value))
+        };
         PROXY_ARGS.iter().filter_map(given).collect()
     }
 
@@ -280,10 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn proxies_need_no_declaration_and_others_are_unread() {
+    fn proxies_need_no_declaration_and_are_seen_in_either_case_and_others_are_unread() {
         let (dockerfile, global) =
             global("FROM x\nARG A", &[("https_proxy", "p"), ("A", "1"), ("TYPO", "1")]);
-        assert_eq!(global.proxies(), [("https_proxy".to_owned(), "p".to_owned())]);
+        let proxy = |name: &str| (name.to_owned(), "p".to_owned());
+        assert_eq!(global.proxies(), [proxy("HTTPS_PROXY"), proxy("https_proxy")]);
         assert_eq!(global.unread(&dockerfile), ["TYPO"]);
     }
 }
