@@ -1,9 +1,10 @@
 //! The files that COPY and ADD may take: the context directory without what the ignore file names.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::build::copying::Exclusion;
@@ -64,11 +65,13 @@ impl Context {
             .all(|entry| entry.is_ok_and(|entry| readable(&entry)))
     }
 
-    /// Writes what is not ignored as a tar, owned by root.
+    /// Writes what is not ignored as a tar, owned by root: what a copy from the directory itself would see, for a worker
+    /// that may not read it.
     pub(crate) fn write_tar(&self, out: impl Write) -> Result<(), EngineError> {
         let exclusion =
             Exclusion::of(self.ignore.as_ref()).map_err(|error| EngineError::Wrong(error.to_string()))?;
-        let mut tar = tar::Builder::new(out);
+        let mut writer =
+            ContextWriter { tar: tar::Builder::new(out), ways: Vec::new(), files: HashMap::new() };
         let mut walk = walkdir::WalkDir::new(&self.directory).min_depth(1).sort_by_file_name().into_iter();
         while let Some(entry) = walk.next() {
             let entry = entry.map_err(|error| EngineError::Read {
@@ -77,37 +80,72 @@ impl Context {
             })?;
             let path = entry.path().strip_prefix(&self.directory).unwrap_or(entry.path());
             match exclusion.excludes(path, entry.file_type().is_dir()) {
-                Excluded::No => append(&mut tar, path, entry.path())
+                Excluded::No => writer
+                    .append(&self.directory, path)
                     .map_err(|source| EngineError::Read { path: entry.path().to_owned(), source })?,
                 Excluded::Yes if entry.file_type().is_dir() => walk.skip_current_dir(),
-                Excluded::Yes | Excluded::YesButLookInside => {}
+                Excluded::YesButLookInside => writer.ways.push(path.to_owned()),
+                Excluded::Yes => {}
             }
         }
-        tar.finish().map_err(EngineError::io("hand the context to the sandbox"))
+        writer.tar.finish().map_err(EngineError::io("hand the context to the sandbox"))
     }
 }
 
-fn append(tar: &mut tar::Builder<impl Write>, name: &Path, path: &Path) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(path)?;
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(metadata.mode() & 0o7777);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
-    header.set_size(0);
-    if metadata.is_dir() {
-        header.set_entry_type(tar::EntryType::Directory);
-        tar.append_data(&mut header, name, io::empty())
-    } else if metadata.is_symlink() {
-        header.set_entry_type(tar::EntryType::Symlink);
-        tar.append_link(&mut header, name, fs::read_link(path)?)
-    } else if metadata.is_file() {
-        header.set_entry_type(tar::EntryType::Regular);
-        header.set_size(metadata.len());
-        tar.append_data(&mut header, name, io::Read::take(File::open(path)?, metadata.len()))
-    } else {
-        // Sockets, devices and pipes are nobody's source.
-        Ok(())
+struct ContextWriter<W: Write> {
+    tar: tar::Builder<W>,
+    /// Directories that are ignored themselves and are looked into: written if something in them is.
+    ways: Vec<PathBuf>,
+    /// The first name of each file that has several.
+    files: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> ContextWriter<W> {
+    fn append(&mut self, directory: &Path, name: &Path) -> io::Result<()> {
+        // The walk goes into a directory right after it: one that is not above this path holds nothing that is wanted.
+        for way in std::mem::take(&mut self.ways) {
+            if name.starts_with(&way) {
+                self.entry(directory, &way)?;
+            }
+        }
+        self.entry(directory, name)
+    }
+
+    fn entry(&mut self, directory: &Path, name: &Path) -> io::Result<()> {
+        let path = directory.join(name);
+        let metadata = fs::symlink_metadata(&path)?;
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(metadata.mode() & 0o7777);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+        header.set_size(0);
+        if metadata.is_file() {
+            let inode = (metadata.dev(), metadata.ino());
+            if metadata.nlink() > 1
+                && let Some(first) = self.files.get(&inode)
+            {
+                header.set_entry_type(tar::EntryType::Link);
+                return self.tar.append_link(&mut header, name, first);
+            }
+            self.files.insert(inode, name.to_owned());
+            header.set_entry_type(tar::EntryType::Regular);
+            header.set_size(metadata.len());
+            let content = io::Read::take(File::open(path)?, metadata.len());
+            return self.tar.append_data(&mut header, name, content);
+        }
+        if metadata.is_symlink() {
+            header.set_entry_type(tar::EntryType::Symlink);
+            return self.tar.append_link(&mut header, name, fs::read_link(path)?);
+        }
+        let kind = match () {
+            () if metadata.is_dir() => tar::EntryType::Directory,
+            () if metadata.file_type().is_fifo() => tar::EntryType::Fifo,
+            // Sockets and devices are nobody's source.
+            () => return Ok(()),
+        };
+        header.set_entry_type(kind);
+        self.tar.append_data(&mut header, name, io::empty())
     }
 }
 
@@ -126,4 +164,37 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<Vec<u8>>, EngineError> {
         return Err(error(io::Error::other(problem)));
     }
     fs::read(path).map(Some).map_err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_context_that_is_handed_over_has_what_the_directory_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("docs/deep/none")).unwrap();
+        for name in ["a", "docs/x.md", "docs/x.txt", "docs/deep/y.txt"] {
+            fs::write(at(name), name).unwrap();
+        }
+        fs::set_permissions(at("docs"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::hard_link(at("a"), at("b")).unwrap();
+        symlink("a", at("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        fs::write(at(".dockerignore"), "docs\n!docs/**/*.md\n.dockerignore").unwrap();
+        let mut bytes = Vec::new();
+        Context::open(dir.path(), Path::new("Dockerfile")).unwrap().write_tar(&mut bytes).unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let link = entry.link_name().unwrap().map(|link| format!(" -> {}", link.display()));
+            let kind = entry.header().entry_type().as_byte() as char;
+            format!("{kind} {}{}", entry.path().unwrap().display(), link.unwrap_or_default())
+        });
+        let expected = ["0 a", "1 b -> a", "5 docs", "0 docs/x.md", "2 link -> a", "6 pipe"];
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
+    }
 }

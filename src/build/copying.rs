@@ -147,6 +147,7 @@ fn with_options<T>(
     then(&CopyOptions {
         owner,
         preserve_owner: matches!(copy.from, CopyFrom::Layers(_)) && owner.is_none(),
+        keep_attributes: matches!(copy.from, CopyFrom::Layers(_)),
         mode: mode.as_ref(),
         exclude: Some(&exclude),
         exclude_within: if copy.exclude.is_empty() { None } else { Some(&exclude_within) },
@@ -198,7 +199,14 @@ fn place_fetched(
 ) -> Result<(), WorkerError> {
     match kind {
         Fetched::Directory => {
-            let options = CopyOptions { extract: false, exclude: None, ..*options };
+            // Whoever checked it out, the files are root's, as a context's.
+            let options = CopyOptions {
+                extract: false,
+                exclude: None,
+                preserve_owner: false,
+                keep_attributes: false,
+                ..*options
+            };
             layers::copy(&["/"], &layers::Root::from_fd(fd), destination, to, &options)?;
         }
         Fetched::File { name, modified, unpack } => {

@@ -227,9 +227,14 @@ impl Body {
                 Ok(Response::Hashed(hash?.digest))
             }
             Request::MakeDirectory { lowers, path, user } => self.in_root(lowers, |root| {
-                let user = accounts(root)?.user(user.as_deref())?;
-                let owner = Owner { uid: user.uid, gid: user.gid };
-                root.create_dirs(Path::new(&path), 0o755, Some(owner))?;
+                let owner = match user.as_deref().filter(|user| !user.is_empty()) {
+                    Some(user) => {
+                        let user = accounts(root)?.user(Some(user))?;
+                        Some(Owner { uid: user.uid, gid: user.gid })
+                    }
+                    None => None,
+                };
+                root.create_dirs(Path::new(&path), 0o755, owner)?;
                 Ok(())
             }),
             Request::Diff { made, epoch } => self.diff(made, epoch, one(fds)?),

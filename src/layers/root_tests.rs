@@ -161,3 +161,18 @@ fn removing_takes_links_and_not_what_they_lead_to() {
     assert!(!dir.path().join("root/etc").exists());
     assert!(dir.path().join("secret").exists());
 }
+
+#[test]
+fn a_directory_made_for_nobody_is_of_the_group_of_a_setgid_directory_above_it() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o2700)).unwrap();
+    let root = Root::open(dir.path()).unwrap();
+    root.create_dirs(Path::new("nobodys"), 0o755, None).unwrap();
+    let metadata = std::fs::metadata(dir.path()).unwrap();
+    let own = Owner { uid: metadata.uid(), gid: metadata.gid() };
+    root.create_dirs(Path::new("owned"), 0o755, Some(own)).unwrap();
+    let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("nobodys"), mode("owned")), (0o2755, 0o755));
+}

@@ -22,6 +22,7 @@ const MAX_DEPTH: usize = 512;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Create {
     pub(super) mode: u32,
+    /// Without one a directory belongs to this process, and to the group of a setgid directory above it, as from `mkdir`.
     pub(super) owner: Option<Owner>,
 }
 
@@ -123,6 +124,10 @@ fn make(dir: BorrowedFd<'_>, name: &OsStr, create: Create) -> Result<OwnedFd, Er
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    rustix::fs::fchmod(&made, Mode::from_raw_mode(create.mode))?;
+    let inherited = match create.owner {
+        None => Node::of(&made).map_or(0, |node| node.mode & 0o2000),
+        Some(_) => 0,
+    };
+    rustix::fs::fchmod(&made, Mode::from_raw_mode(create.mode | inherited))?;
     open_component(dir, name)
 }

@@ -89,9 +89,11 @@ impl Hasher<'_> {
                 self.content(&mut file, path, from)?;
             }
             (Kind::Directory, _) => {
-                let fd = from.subroot(path)?;
-                for (name, value) in xattrs(fd.as_fd()).at("read attributes of", path)? {
-                    file.field(name.as_bytes(), &value);
+                if self.options.keep_attributes {
+                    let fd = from.subroot(path)?;
+                    for (name, value) in xattrs(fd.as_fd()).at("read attributes of", path)? {
+                        file.field(name.as_bytes(), &value);
+                    }
                 }
             }
             (Kind::CharDevice | Kind::BlockDevice, _) => file.field(b"device", &node.rdev.to_le_bytes()),
@@ -103,8 +105,10 @@ impl Hasher<'_> {
 
     fn content(&mut self, framed: &mut Framed, path: &Path, from: &Root) -> Result<(), CopyError> {
         let mut file: File = from.open_file(path)?;
-        for (name, value) in xattrs(file.as_fd()).at("read attributes of", path)? {
-            framed.field(name.as_bytes(), &value);
+        if self.options.keep_attributes {
+            for (name, value) in xattrs(file.as_fd()).at("read attributes of", path)? {
+                framed.field(name.as_bytes(), &value);
+            }
         }
         let mut content = Sha256::new();
         loop {

@@ -112,6 +112,9 @@ pub struct CopyOptions<'a> {
     pub owner: Option<Owner>,
     /// From another stage or image: without `owner`, files keep theirs.
     pub preserve_owner: bool,
+    /// Extended attributes are copied too. Those of a context are the builder's machine's own: a browser's note of where a
+    /// file is from, a label of its policy.
+    pub keep_attributes: bool,
     /// `--chmod`.
     pub mode: Option<&'a ModeChange>,
     /// The ignore file.

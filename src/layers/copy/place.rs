@@ -83,10 +83,15 @@ impl<'a> Placer<'a> {
     }
 
     /// Makes the directories that nobody described, above and at a destination.
+    ///
+    /// `--chmod` says their mode too if it is a number, without the bits that are not permissions.
     fn create_dirs(&self, path: &Path) -> Result<(), CopyError> {
-        let mode = self.options.mode.and_then(super::ModeChange::octal).unwrap_or(0o755);
-        let owner = self.options.owner.unwrap_or(Owner::ROOT);
-        let owner = Some(owner).filter(|_| self.options.owners == Owners::Keep);
+        let mode = self.options.mode.and_then(super::ModeChange::octal).map_or(0o755, |mode| mode & 0o777);
+        self.create_dirs_with(path, mode)
+    }
+
+    fn create_dirs_with(&self, path: &Path, mode: u32) -> Result<(), CopyError> {
+        let owner = self.options.owner.filter(|_| self.options.owners == Owners::Keep);
         self.to.create_dirs(path, mode, owner)?;
         Ok(())
     }
@@ -287,7 +292,7 @@ impl<'a> Placer<'a> {
         fd: Option<BorrowedFd<'_>>,
         path: &Path,
     ) -> Result<Attributes, CopyError> {
-        let mut attributes = match fd {
+        let mut attributes = match fd.filter(|_| self.options.keep_attributes) {
             Some(fd) => Attributes::of_file(node, fd).at("read attributes of", path)?,
             None => Attributes::of_node(node),
         };
@@ -315,7 +320,8 @@ impl<'a> Placer<'a> {
             return Ok(false);
         }
         let dest = PathBuf::from(dest.trim_start_matches('/'));
-        self.create_dirs(&dest)?;
+        // The mode of `--chmod` is for what is copied, and an archive's entries have their own.
+        self.create_dirs_with(&dest, 0o755)?;
         // The archive's own symlinks lead nowhere but into the directory that it is unpacked in.
         let root = self.to.subroot(&dest)?;
         let options = UnpackOptions { owners: self.options.owners, ..UnpackOptions::default() };

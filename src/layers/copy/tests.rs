@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
 
 fn options() -> CopyOptions<'static> {
     let owners = if is_root() { Owners::Keep } else { Owners::Ignore };
-    CopyOptions { owners, ..CopyOptions::default() }
+    CopyOptions { owners, keep_attributes: true, ..CopyOptions::default() }
 }
 
 impl Fixture {
@@ -214,6 +214,32 @@ fn hard_links_and_times_and_attributes_are_kept() {
     assert_eq!((one.mtime(), one.mtime_nsec()), (1_000_000_000, 0));
     assert_eq!(fs::metadata(fixture.to("app/deep")).unwrap().mtime(), 1_000_000_000);
     assert!(fixture.result().contains(&r#"app/main 644 "m" user.note=n"#.to_owned()));
+}
+
+#[test]
+fn the_attributes_of_a_context_are_neither_copied_nor_looked_at() {
+    let options = CopyOptions { keep_attributes: false, ..options() };
+    let fixture = fixture();
+    let hash = || hash_sources(&["src"], &fixture.from, &options).unwrap();
+    let before = hash();
+    let file = fs::File::open(fixture.from("src/main")).unwrap();
+    rustix::fs::fsetxattr(&file, c"user.note", b"n", rustix::fs::XattrFlags::empty()).unwrap();
+    assert_eq!(hash(), before);
+    copy(&["src"], &fixture.from, "/app", &fixture.to, &options).unwrap();
+    assert!(fixture.result().contains(&r#"app/main 644 "m""#.to_owned()));
+}
+
+#[test]
+fn directories_on_the_way_get_the_permissions_of_an_octal_mode_and_no_more() {
+    let mode = |text: &str| {
+        let mode: ModeChange = text.parse().unwrap();
+        let fixture = fixture();
+        let options = CopyOptions { mode: Some(&mode), ..options() };
+        copy(&["a.txt"], &fixture.from, "/new/a", &fixture.to, &options).unwrap();
+        ["new", "new/a"].map(|path| fs::metadata(fixture.to(path)).unwrap().mode() & 0o7777)
+    };
+    assert_eq!(mode("2750"), [0o750, 0o2750]);
+    assert_eq!(mode("go="), [0o755, 0o600]);
 }
 
 #[test]

@@ -161,6 +161,7 @@ fn a_repository_gives_the_files_of_a_commit_and_not_its_history() {
         ]
     );
     assert_eq!(whole.layer(0)[1].mtime, 1_600_000_000, "the time of the commit");
+    assert!(whole.layer(0).iter().all(|entry| entry.owner == (0, 0)), "whoever checked it out");
     web.git("r.git", &["tag", "-a", "v1", "-m", "one"]);
     web.commit("r.git", &[("a", "2")]);
     let file = |what: &str| lines(&place.build(&add(&format!("--exclude=dir {} /", web.url(what)))).ok());
