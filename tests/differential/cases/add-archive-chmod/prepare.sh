@@ -1,0 +1,3 @@
+mkdir -p t/dir/sub; echo f > t/file; echo d > t/dir/d; echo s > t/suid; chmod 4755 t/suid; ln -s file t/soft; ln t/file t/hard; mkfifo t/pipe
+chmod 1777 t/dir/sub; chmod 640 t/dir/d; chown 5:6 t/dir t/dir/d
+tar cf t.tar -C t .; rm -r t

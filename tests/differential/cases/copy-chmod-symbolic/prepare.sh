@@ -1,0 +1,1 @@
+chmod 6755 mode/x; chmod 600 mode/y

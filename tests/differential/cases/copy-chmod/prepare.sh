@@ -1,0 +1,1 @@
+mkdir links; ln -s ../a.txt links/l; echo x > links/x

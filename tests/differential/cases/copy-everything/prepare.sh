@@ -1,0 +1,1 @@
+rm empty-to-be/x

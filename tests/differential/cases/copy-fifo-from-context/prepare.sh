@@ -1,0 +1,1 @@
+mkdir dir; mkfifo dir/pipe; echo x > dir/x

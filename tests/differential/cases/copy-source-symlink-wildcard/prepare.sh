@@ -1,0 +1,2 @@
+ln -s a.txt link-file
+ln -s tree link-dir

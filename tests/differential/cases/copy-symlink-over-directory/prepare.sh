@@ -1,0 +1,1 @@
+mkdir links; ln -s a links/l1

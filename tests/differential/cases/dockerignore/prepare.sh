@@ -1,0 +1,1 @@
+mkdir .git; echo ref > .git/HEAD
