@@ -47,6 +47,11 @@ impl Kept {
         Some(self.roots.remove(best))
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.roots.is_empty()
+    }
+
     /// Keeps a root that is exactly its layers.
     pub(super) fn put(&mut self, plain: Plain) {
         if self.roots.len() == MAX_KEPT {

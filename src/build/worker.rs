@@ -20,7 +20,7 @@ use crate::build::protocol::{
 };
 use crate::build::user::{Accounts, UserError};
 use crate::layers::{
-    self, DiffInput, LaidFiles, LayerStore, Lease, Owner, Owners, Staged, TreeInfo, UnpackOptions,
+    self, DiffInput, LaidFiles, LayerStore, Lease, Look, Owner, Owners, Staged, TreeInfo, UnpackOptions,
 };
 use crate::oci::Digest;
 use crate::sandbox::{
@@ -139,7 +139,7 @@ pub fn main() -> ExitCode {
     loop {
         let received: Received<Request> = match channel.receive() {
             Ok(Some(received)) => received,
-            Ok(None) => return ExitCode::SUCCESS,
+            Ok(None) => break,
             Err(_) => return ExitCode::FAILURE,
         };
         let response = body.serve(received.message, received.fds).unwrap_or_else(|error| {
@@ -149,6 +149,12 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    drop(channel);
+    if body.kept.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    // Whole root file systems are about to be removed.
+    worker::detach().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }
 
 struct Store {
@@ -400,6 +406,7 @@ impl Body {
     fn close_changed(
         &mut self,
         mut open: OpenRoot,
+        look: Look,
         staged: Staged,
         lowers: Vec<Digest>,
     ) -> Result<Made, WorkerError> {
@@ -411,7 +418,7 @@ impl Body {
         taken_back?;
         if let (Changes::Scan { since }, Some(plain)) = (changes?, &mut open.plain) {
             let upper = layers::Root::open(staged.tree())?;
-            plain.root.gather(since, &self.roots(&lowers)?, &upper).map_err(WorkerError::Prepare)?;
+            plain.root.gather(since, look, &self.roots(&lowers)?, &upper).map_err(WorkerError::Prepare)?;
         }
         self.next += 1;
         let made = Made(self.next);
@@ -430,7 +437,11 @@ impl Body {
         let changed =
             layers::Root::open(open.path()).map_err(WorkerError::from).and_then(|root| change(&root));
         match changed {
-            Ok(()) => Ok(Response::Changed(self.close_changed(open, staged, lowers)?)),
+            // Nothing here writes to a file that was there: it is replaced.
+            Ok(()) => {
+                let made = self.close_changed(open, Look::WhereNamesChanged, staged, lowers)?;
+                Ok(Response::Changed(made))
+            }
             Err(error) => self.close_spoilt(open).and(Err(error)),
         }
     }
@@ -469,7 +480,7 @@ impl Body {
         let ran = self.run_in(&mut open, run, (provided, &scratch), output);
         match ran {
             Ok(end @ RunEnd::Exited(0)) => {
-                let made = self.close_changed(open, staged, run.lowers.clone())?;
+                let made = self.close_changed(open, Look::Everywhere, staged, run.lowers.clone())?;
                 Ok(Response::Ran { end, made: Some(made) })
             }
             Ok(end) => self.close_spoilt(open).map(|()| Response::Ran { end, made: None }),

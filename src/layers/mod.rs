@@ -34,7 +34,7 @@ pub use entries::{ArchiveError, Limits};
 pub use error::FileError;
 pub use node::Owner;
 pub use place::{Owners, match_root};
-pub use plain::{LaidFiles, PlainRoot};
+pub use plain::{LaidFiles, Look, PlainRoot};
 pub use root::{Root, RootError};
 pub use sniff::{Decompressed, Format, Verified, sniff};
 pub use store::{

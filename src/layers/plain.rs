@@ -4,20 +4,19 @@
 //! Gathering takes one walk that reads no content: a file that was written, renamed or linked has a new time of status
 //! change, which nobody can set; a directory that was moved has one too, and is not the directory that was there before.
 
-use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::hash::BuildHasher as _;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
 use super::error::{AtPath as _, FileError};
-use super::lowers::{Lowers, is_opaque};
+use super::lowers::{Below, Lowers, is_opaque};
 use super::node::{Kind, Node, names, open_dir, open_read, read_link, xattrs};
 use super::place::{Attributes, Owners, apply, apply_link, copy_file};
 use super::root::{Root, remove};
@@ -33,21 +32,29 @@ pub enum LaidFiles {
     Linked,
 }
 
+/// Where changes are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// At every file.
+    Everywhere,
+    /// In directories where names came or went: for a step that writes to no file that was there.
+    WhereNamesChanged,
+}
+
 /// A directory with a root file system in it.
 #[derive(Debug)]
 pub struct PlainRoot {
     root: Root,
     files: LaidFiles,
-    /// The inode of every directory when the root was last known, by a hash of its path.
-    directories: HashMap<u64, u64>,
-    hasher: RandomState,
+    /// The inode of every directory when the root was last known.
+    directories: BTreeMap<PathBuf, u64>,
 }
 
 impl PlainRoot {
     /// A root in an empty directory.
     #[must_use]
     pub fn new(root: Root, files: LaidFiles) -> Self {
-        Self { root, files, directories: HashMap::new(), hasher: RandomState::new() }
+        Self { root, files, directories: BTreeMap::new() }
     }
 
     /// The files.
@@ -75,7 +82,7 @@ impl PlainRoot {
     fn lay_directory(&mut self, tree: &Root, path: &Path, is_fresh: bool) -> Result<(), FileError> {
         let from = open_dir(tree.as_fd(), path).at("open directory", path)?;
         let to = open_dir(self.root.as_fd(), path).at("open directory", path)?;
-        self.note(path, Node::of(&to).at("inspect", path)?.inode.1);
+        self.directories.insert(path.to_owned(), Node::of(&to).at("inspect", path)?.inode.1);
         let mut directories = Vec::new();
         for name in names(&from).at("list", path)? {
             let child = path.join(&name);
@@ -129,18 +136,28 @@ impl PlainRoot {
     /// empty directory `upper`, with whiteouts for what is gone; what is equal in fact may be there too.
     ///
     /// Afterwards no two names of a root of copies are the same file.
-    pub fn gather(&mut self, since: (i64, i64), lowers: &[Root], upper: &Root) -> Result<(), FileError> {
+    pub fn gather(
+        &mut self,
+        since: (i64, i64),
+        look: Look,
+        lowers: &[Root],
+        upper: &Root,
+    ) -> Result<(), FileError> {
         let mut gatherer = Gatherer {
             plain: self,
             since,
+            look,
             lowers: Lowers(lowers),
             upper,
-            found: HashMap::new(),
+            found: BTreeMap::new(),
             made: BTreeSet::new(),
             inodes: HashMap::new(),
             linked: Vec::new(),
         };
         gatherer.directory(Path::new(""), false)?;
+        if look == Look::WhereNamesChanged {
+            self.directories.keys().try_for_each(|path| gatherer.known_directory(path))?;
+        }
         for path in gatherer.made.iter().rev() {
             copy_directory(&gatherer.plain.root, upper, path, true)?;
         }
@@ -158,7 +175,7 @@ impl PlainRoot {
         let dir = open_dir(self.root.as_fd(), parent).at("open directory", parent)?;
         let stat = rustix::fs::fstat(&dir).at("inspect", parent)?;
         let Some(node) = Node::at(dir.as_fd(), name).at("inspect", path)? else { return Ok(()) };
-        let aside = OsString::from(format!(".hephy-split-{}", self.hasher.hash_one(path)));
+        let aside = OsString::from(format!(".hephy-split-{}", node.inode.1));
         copy_node((dir.as_fd(), name), (dir.as_fd(), &aside), path, &node)?;
         rustix::fs::renameat(&dir, &aside, &dir, name).at("replace", path)?;
         let nanoseconds = stat.st_mtime_nsec.try_into().unwrap_or_default();
@@ -168,19 +185,16 @@ impl PlainRoot {
         };
         rustix::fs::futimens(&dir, &times).at("set time of", parent)
     }
-
-    fn note(&mut self, path: &Path, inode: u64) {
-        self.directories.insert(self.hasher.hash_one(path), inode);
-    }
 }
 
 struct Gatherer<'a> {
     plain: &'a PlainRoot,
     since: (i64, i64),
+    look: Look,
     lowers: Lowers<'a>,
     upper: &'a Root,
     /// The inodes of directories as they are now.
-    found: HashMap<u64, u64>,
+    found: BTreeMap<PathBuf, u64>,
     /// The directories in the upper.
     made: BTreeSet<PathBuf>,
     /// The first name of each file that has several.
@@ -190,57 +204,103 @@ struct Gatherer<'a> {
 }
 
 impl Gatherer<'_> {
+    /// A directory that was there before, unless it has been looked at.
+    fn known_directory(&mut self, path: &Path) -> Result<(), FileError> {
+        if self.found.contains_key(path) {
+            return Ok(());
+        }
+        match rustix::fs::statat(self.plain.root.as_fd(), path, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+            Err(errno) => Err(errno).at("inspect", path),
+            Ok(stat) if self.is_changed(&stat) => {
+                if Node::new(&stat).is_directory() {
+                    self.directory(path, false)
+                } else {
+                    Ok(())
+                }
+            }
+            Ok(stat) => {
+                self.found.insert(path.to_owned(), stat.st_ino);
+                Ok(())
+            }
+        }
+    }
+
     /// `all`: everything in the directory is new here, whatever its times say.
     fn directory(&mut self, path: &Path, all: bool) -> Result<(), FileError> {
         let dir = open_dir(self.plain.root.as_fd(), path).at("open directory", path)?;
         let stat = rustix::fs::fstat(&dir).at("inspect", path)?;
-        let hash = self.plain.hasher.hash_one(path);
-        self.found.insert(hash, stat.st_ino);
-        let is_touched = all || self.is_changed(&stat);
-        let mut all = all;
-        let mut below = None;
-        if is_touched {
+        self.found.insert(path.to_owned(), stat.st_ino);
+        let below = match all {
+            true => None,
+            false if self.is_changed(&stat) => self.below(path, stat.st_ino)?,
+            // As in every directory of a base, nearly always.
+            false => Some(Below::default()),
+        };
+        let all = below.is_none();
+        let is_touched = all || self.made.contains(path);
+        if !is_touched && self.look == Look::WhereNamesChanged {
+            return Ok(());
+        }
+        if all {
             self.make_directory(path)?;
-            if !all {
-                let found = self.lowers.find(path)?;
-                let is_known = self.plain.directories.get(&hash) == Some(&stat.st_ino);
-                let was_directory = found.found.is_some_and(|(_, node)| node.is_directory());
-                if path.as_os_str().is_empty() || (is_known && was_directory) {
-                    below = Some(found);
-                } else {
-                    all = true;
-                    let made = open_dir(self.upper.as_fd(), path).at("open directory", path)?;
-                    set_opaque(made.as_fd()).at("mark opaque", path)?;
-                }
-            }
         }
         let mut directories = Vec::new();
         let mut present = HashSet::new();
-        for name in names(&dir).at("list", path)? {
-            let child = path.join(&name);
-            let stat = match rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => continue,
-                stat => stat.at("inspect", &child)?,
-            };
-            let node = Node::new(&stat);
-            // Neither can be in a layer: what was there before is gone.
-            if node.is_whiteout() {
+        for entry in Dir::read_from(&dir).at("list", path)? {
+            let entry = entry.at("list", path)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
                 continue;
             }
-            if node.is_directory() {
-                directories.push(child);
-            } else if all || self.is_changed(&stat) {
-                self.take(dir.as_fd(), &name, child, &node)?;
+            if entry.file_type() == FileType::Directory {
+                directories.push(path.join(name));
+            } else {
+                let stat = match rustix::fs::statat(&dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => continue,
+                    stat => stat.at("inspect", path.join(name))?,
+                };
+                let node = Node::new(&stat);
+                // It can be in no layer: what was there before is gone.
+                if node.is_whiteout() {
+                    continue;
+                }
+                if node.is_directory() {
+                    directories.push(path.join(name));
+                } else if all || self.is_changed(&stat) {
+                    self.take(dir.as_fd(), name, path.join(name), &node)?;
+                }
             }
-            if below.is_some() {
-                present.insert(name);
+            if is_touched && !all {
+                present.insert(name.to_owned());
             }
         }
         drop(dir);
         if let Some(below) = below {
             self.whiteouts(path, &below.merged, &present)?;
         }
-        directories.iter().try_for_each(|child| self.directory(child, all))
+        directories.iter().try_for_each(|child| {
+            let is_known = || self.plain.directories.contains_key(child);
+            if !all && self.look == Look::WhereNamesChanged && is_known() {
+                return Ok(());
+            }
+            self.directory(child, all)
+        })
+    }
+
+    /// What shows below at a directory that has changed; nothing if it is not the one that was there before. Makes it in
+    /// the upper.
+    fn below(&mut self, path: &Path, inode: u64) -> Result<Option<Below>, FileError> {
+        self.make_directory(path)?;
+        let below = self.lowers.find(path)?;
+        let is_known = self.plain.directories.get(path) == Some(&inode);
+        let was_directory = below.found.is_some_and(|(_, node)| node.is_directory());
+        if path.as_os_str().is_empty() || (is_known && was_directory) {
+            return Ok(Some(below));
+        }
+        let made = open_dir(self.upper.as_fd(), path).at("open directory", path)?;
+        set_opaque(made.as_fd()).at("mark opaque", path)?;
+        Ok(None)
     }
 
     fn is_changed(&self, stat: &Stat) -> bool {

@@ -46,6 +46,10 @@ impl Fixture {
 
     /// What is found changed by `step`, one line each.
     fn changes(&mut self, step: impl FnOnce(&dyn Fn(&str) -> PathBuf)) -> Vec<String> {
+        self.changes_found(Look::Everywhere, step)
+    }
+
+    fn changes_found(&mut self, look: Look, step: impl FnOnce(&dyn Fn(&str) -> PathBuf)) -> Vec<String> {
         let marker = self.dir.path().join("marker");
         fs::write(&marker, "").unwrap();
         let metadata = fs::metadata(&marker).unwrap();
@@ -56,7 +60,8 @@ impl Fixture {
         }
         fs::create_dir(&upper).unwrap();
         let upper = Root::open(&upper).unwrap();
-        self.plain.gather((metadata.ctime(), metadata.ctime_nsec()), &self.lowers, &upper).unwrap();
+        let since = (metadata.ctime(), metadata.ctime_nsec());
+        self.plain.gather(since, look, &self.lowers, &upper).unwrap();
         let changes = diff(&DiffInput { upper: &upper, lowers: &self.lowers, ignore: &[] }).unwrap();
         let shown = changes.iter().filter(|change| !change.path.as_os_str().is_empty()).map(|change| {
             let kind = match change.kind {
@@ -168,11 +173,22 @@ fn a_root_of_links_leaves_the_trees_as_they_are() {
         return;
     }
     let mut fixture = fixture(LaidFiles::Linked, vec![base()]);
-    let found = fixture.changes(|path| {
+    let found = fixture.changes_found(Look::WhereNamesChanged, |path| {
         fs::remove_file(path("a/one")).unwrap();
         fs::write(path("a/one"), "new").unwrap();
+        fs::create_dir_all(path("a/deep/new/er")).unwrap();
+        fs::set_permissions(path("b/deep"), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::remove_file(path("name")).unwrap();
+    });
+    let expected = ["!a", "!a/one", "!a/deep", "+a/deep/new", "+a/deep/new/er", "/b", "!b/deep", "-name"];
+    let mut expected = expected.map(ToOwned::to_owned);
+    expected.sort_by(|one, other| one[1..].cmp(&other[1..]));
+    assert_eq!(found, expected);
+    // What came is known from now on.
+    let found = fixture.changes_found(Look::WhereNamesChanged, |path| {
+        fs::write(path("a/deep/new/file"), "").unwrap();
         fs::remove_dir_all(path("b")).unwrap();
     });
-    assert_eq!(found, ["!a", "!a/one", "-b"]);
+    assert!(found.contains(&"+a/deep/new/file".to_owned()) && found.contains(&"-b".to_owned()), "{found:?}");
     assert_eq!(fs::read_to_string(fixture.dir.path().join("0/a/one")).unwrap(), "1\n");
 }

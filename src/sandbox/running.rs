@@ -13,12 +13,15 @@ use nix::unistd::Pid;
 use rustix::process::PidfdFlags;
 
 use super::error::Doing;
-use super::in_place::end_children;
+use super::in_place::{END, end_children};
 use super::init::{LINGER, Report};
 use super::{Outcome, SandboxError};
 
 /// The longest report of a first process: an error with its causes.
 const MAX_REPORT_BYTES: u64 = 64 << 10;
+
+/// How long a supervisor has to end what it supervises.
+const SUPERVISOR_ENDS_WITHIN: u16 = 5_000;
 
 /// What ends the processes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +121,12 @@ impl Running {
 
     /// Kills everything in the step.
     pub fn kill(&self) -> Result<(), SandboxError> {
-        nix::sys::signal::kill(self.first, Signal::SIGKILL).doing(|| "kill the step".to_owned())
+        let signal = match self.ending {
+            Ending::Namespace => Signal::SIGKILL,
+            // It has to outlive what it ends: this process may be killed at the same moment.
+            Ending::Supervised => END,
+        };
+        nix::sys::signal::kill(self.first, signal).doing(|| "kill the step".to_owned())
     }
 
     fn abandon(mut self, outcome: Outcome) -> Result<Outcome, SandboxError> {
@@ -127,7 +135,21 @@ impl Running {
         Ok(outcome)
     }
 
+    /// A supervisor that a step has stopped does not end by itself.
+    fn insist(&self) -> Result<(), SandboxError> {
+        let doing = || "wait for the step's supervisor".to_owned();
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::poll(&mut fds, SUPERVISOR_ENDS_WITHIN) {
+            Ok(0) => nix::sys::signal::kill(self.first, Signal::SIGKILL).doing(doing),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).doing(doing),
+        }
+    }
+
     fn reap(&mut self) -> Result<WaitStatus, SandboxError> {
+        if self.ending == Ending::Supervised {
+            self.insist()?;
+        }
         loop {
             match waitpid(self.first, None) {
                 Err(Errno::EINTR) => {}

@@ -64,6 +64,20 @@ pub fn enter() -> Result<Entered, SandboxError> {
     }
 }
 
+/// Goes on in a process of its own, which nobody waits for and nobody ends; who waits for this one has waited enough.
+///
+/// For what takes long and concerns nobody, such as removing what is not needed any more.
+pub fn detach() -> Result<(), SandboxError> {
+    let doing = || "go on alone".to_owned();
+    match system::fork_into(CloneFlags::empty()).doing(doing)? {
+        ForkResult::Parent { .. } => system::leave(0),
+        ForkResult::Child => {}
+    }
+    nix::unistd::setsid().doing(doing)?;
+    let null = File::options().write(true).open("/dev/null").doing(doing)?;
+    nix::unistd::dup2_stderr(null).doing(doing)
+}
+
 /// The socket comes as standard input, which no program that is started here may have.
 fn take_channel() -> Result<Channel, SandboxError> {
     let doing = || "take the socket of the worker".to_owned();

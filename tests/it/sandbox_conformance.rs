@@ -1,12 +1,13 @@
 //! What every implementation of the sandbox does, as root and as an ordinary user with subordinate ids.
 //!
-//! The cases know a [`Bench`] alone. One rung is tried today; another is another `Bench`.
+//! The cases know a [`Bench`] alone; each rung is another `Bench`, and has cases of its own besides those of all.
 
 mod app;
 mod bench;
 mod cases;
 mod escapes;
 mod machine;
+mod plain;
 
 use bench::Bench;
 
@@ -28,12 +29,21 @@ fn run_all(make: impl Fn() -> Bench, cases: &[Case]) {
 
 #[test]
 fn the_userns_sandbox_conforms() {
-    run_all(Bench::isolated, cases::ALL);
+    run_all(Bench::isolated, cases::EVERYWHERE);
+    run_all(Bench::isolated, cases::NAMESPACES);
 }
 
 #[test]
 fn nothing_gets_out_of_the_userns_sandbox() {
     run_all(Bench::isolated, escapes::ALL);
+}
+
+#[test]
+fn the_in_place_sandbox_conforms() {
+    if nix::unistd::Uid::effective().is_root() {
+        run_all(Bench::in_place, cases::EVERYWHERE);
+        run_all(Bench::in_place, plain::ALL);
+    }
 }
 
 /// Root is not the only caller: the same suite by a user who has nothing but subordinate ids.

@@ -23,7 +23,7 @@ use nix::unistd::ForkResult;
 use rustix::thread::CapabilitySet;
 
 use self::placing::Placing;
-pub(super) use self::supervisor::end_children;
+pub(super) use self::supervisor::{END, end_children};
 use super::error::Doing;
 use super::network::NetworkFiles;
 use super::running::Ending;

@@ -17,8 +17,8 @@ use crate::sandbox::error::Doing;
 use crate::sandbox::init::{self, CAPABILITIES, Program, Report};
 use crate::sandbox::{Outcome, SandboxError, Stdio, Step, system};
 
-/// Says that the worker has died; no step has a use for it.
-const ORPHANED: Signal = Signal::SIGPWR;
+/// Asks the supervisor to end everything, also when the worker has died; no step has a use for it.
+pub(in crate::sandbox) const END: Signal = Signal::SIGPWR;
 /// What a step may do: what leaves a `chroot` is not in it, nor what other processes here have and it has not.
 const STEP_CAPABILITIES: CapabilitySet =
     CAPABILITIES.difference(CapabilitySet::SYS_CHROOT.union(CapabilitySet::MKNOD));
@@ -38,6 +38,8 @@ pub(super) fn run(start: &Start<'_>) -> ! {
         Ok(command) => supervise(start, command),
         Err(error) => Err(error),
     };
+    // Whatever went wrong, nothing stays.
+    let ended = ended.or_else(|error| end_children().and(Err(error)));
     let report = match ended {
         Ok(Some(outcome)) => Report::Ended(outcome),
         // Nobody is to be told.
@@ -55,7 +57,7 @@ pub(super) fn run(start: &Start<'_>) -> ! {
 fn begin(start: &Start<'_>) -> Result<Pid, SandboxError> {
     let doing = || "bind the step to its worker".to_owned();
     nix::sys::prctl::set_child_subreaper(true).doing(doing)?;
-    nix::sys::prctl::set_pdeathsig(ORPHANED).doing(doing)?;
+    nix::sys::prctl::set_pdeathsig(END).doing(doing)?;
     let program = Program::new(start.step)?;
     let supervisor = nix::unistd::getpid();
     let forked = system::fork_into(nix::sched::CloneFlags::empty()).doing(|| "fork".to_owned())?;
@@ -85,19 +87,21 @@ fn enter(root: &Path) -> Result<(), SandboxError> {
     rustix::process::chdir("/").doing(doing)
 }
 
-/// Waits for the command, then ends what it left; `None` if the worker died before that.
+/// Waits for the command, then ends what it left; `None` if it was told to end before that.
 fn supervise(start: &Start<'_>, command: Pid) -> Result<Option<Outcome>, SandboxError> {
     let mut outcome = None;
+    // The worker may have died before it could be heard of.
+    let mut is_told = nix::unistd::getppid() != start.worker;
     loop {
         init::reap(command, &mut outcome)?;
-        let is_orphaned = nix::unistd::getppid() != start.worker;
-        if is_orphaned || outcome.is_some() {
+        if is_told || outcome.is_some() {
             end_children()?;
-            return Ok(outcome.filter(|_| !is_orphaned));
+            return Ok(outcome.filter(|_| !is_told));
         }
         match SigSet::all().wait() {
             // The last two: a real-time signal, which has no name and no receiver here.
-            Ok(Signal::SIGCHLD | ORPHANED) | Err(Errno::EINVAL | Errno::EINTR) => {}
+            Ok(Signal::SIGCHLD) | Err(Errno::EINVAL | Errno::EINTR) => {}
+            Ok(END) => is_told = true,
             Ok(signal) => init::pass_on(command, signal)?,
             Err(error) => return Err(error).doing(|| "wait for a signal".to_owned()),
         }

@@ -5,12 +5,13 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use hephy::sandbox::steps::{Answer, BODY, Request};
 use hephy::sandbox::{
-    Access, Changes, IdMap, Limits, Mount, MountSource, NetworkMode, Outcome, RootSpec, Stdio, Step, Worker,
-    WorkerSpec,
+    Access, Changes, IdMap, Isolation, Limits, Mount, MountSource, NetworkMode, Outcome, RootSpec, Stdio,
+    Step, Worker, WorkerSpec,
 };
 use tempfile::TempDir;
 
@@ -22,6 +23,7 @@ pub(super) struct Bench {
     pub(super) directory: TempDir,
     /// Where the layers are.
     pub(super) layers: PathBuf,
+    isolation: Isolation,
 }
 
 impl Bench {
@@ -29,28 +31,53 @@ impl Bench {
         Self::with(NetworkMode::Isolated, None)
     }
 
+    /// A plain directory, with a busybox of its own: nothing can be mounted.
+    pub(super) fn in_place() -> Self {
+        let directory = readable_directory();
+        let base = directory.path().join("base");
+        tar::Archive::new(&crate::build::base::rootfs()[..]).unpack(&base).unwrap();
+        fs::write(base.join("etc/base"), "from the base\n").unwrap();
+        Self::start(Isolation::InPlace, NetworkMode::Host, None, directory, base)
+    }
+
     pub(super) fn with(network: NetworkMode, limits: Option<Limits>) -> Self {
         let directory = readable_directory();
+        let base = base_layer(directory.path());
+        Self::start(Isolation::Userns, network, limits, directory, base)
+    }
+
+    fn start(
+        isolation: Isolation,
+        network: NetworkMode,
+        limits: Option<Limits>,
+        directory: TempDir,
+        base: PathBuf,
+    ) -> Self {
         let layers = directory.path().join("layers");
         let worker = Worker::start(&WorkerSpec {
-            isolation: hephy::sandbox::Isolation::Userns,
+            isolation,
             executable: executable(),
             body: BODY.to_owned(),
-            ids: ids(directory.path()),
+            ids: match isolation {
+                Isolation::Userns => ids(directory.path()),
+                Isolation::InPlace => IdMap::in_force(),
+            },
             directory: layers.clone(),
             network,
             limits,
             environment: Vec::new(),
         })
         .unwrap();
-        let mut bench = Self { worker, directory, layers };
-        let base = base_layer(bench.directory.path());
+        let mut bench = Self { worker, directory, layers, isolation };
         bench.open(&[base]);
         bench
     }
 
     /// Opens a root over these trees.
     pub(super) fn open(&mut self, lowers: &[PathBuf]) {
+        if self.isolation == Isolation::InPlace {
+            self.lay(lowers);
+        }
         let root = RootSpec {
             lowers: lowers.to_vec(),
             upper: "upper".into(),
@@ -58,6 +85,42 @@ impl Bench {
             mount_point: "root".into(),
         };
         self.ask(&Request::Open(root));
+    }
+
+    /// Lays trees without deletions over one another where the root will be.
+    fn lay(&self, lowers: &[PathBuf]) {
+        let root = self.root();
+        drop(fs::remove_dir_all(&root));
+        fs::create_dir_all(&root).unwrap();
+        for lower in lowers {
+            let status = Command::new("cp")
+                .args(["-a", "--remove-destination"])
+                .arg(lower.join("."))
+                .arg(&root)
+                .status();
+            assert!(status.unwrap().success());
+        }
+    }
+
+    /// Where the root of a plain directory is.
+    pub(super) fn root(&self) -> PathBuf {
+        self.layers.join("root")
+    }
+
+    /// How long a step that does nothing may take here. Files that are made and removed wait for a busy disk, mounts do not.
+    pub(super) fn patience(&self) -> Duration {
+        match self.isolation {
+            Isolation::Userns => Duration::from_millis(100),
+            Isolation::InPlace => Duration::from_secs(1),
+        }
+    }
+
+    /// A shell script as a step.
+    pub(super) fn step(&self, script: &str) -> Step {
+        match self.isolation {
+            Isolation::Userns => shell_step(script),
+            Isolation::InPlace => Step { mounts: Vec::new(), ..shell_step(script) },
+        }
     }
 
     pub(super) fn ask(&mut self, request: &Request) -> Answer {
@@ -69,7 +132,7 @@ impl Bench {
 
     /// Runs a shell script; its end and what it wrote.
     pub(super) fn shell(&mut self, script: &str) -> (Outcome, String) {
-        self.run(&shell_step(script), None).unwrap()
+        self.run(&self.step(script), None).unwrap()
     }
 
     pub(super) fn run(&mut self, step: &Step, limit: Option<Duration>) -> Result<(Outcome, String), String> {

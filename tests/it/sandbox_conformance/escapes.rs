@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use hephy::sandbox::{Outcome, Step, UserIds};
 
 use super::Case;
-use super::bench::{Bench, give_to_sandbox, shell_step};
+use super::bench::{Bench, give_to_sandbox};
 
 pub(super) const ALL: &[Case] = &[
     ("the host's loopback", loopback),
@@ -39,7 +39,7 @@ fn loopback(bench: &mut Bench) {
         let script = format!("exec 3<>/dev/tcp/{address}/{port}");
         let step = Step {
             argv: ["/usr/bin/timeout", "5", "/bin/bash", "-c", &script].map(ToOwned::to_owned).to_vec(),
-            ..shell_step("")
+            ..bench.step("")
         };
         let (outcome, output) = bench.run(&step, None).unwrap();
         assert_ne!(outcome, Outcome::Exited(0), "{address}: {output}");
@@ -112,7 +112,7 @@ fn processes(bench: &mut Bench) {
     let (_, output) = bench.shell("cat /proc/[0-9]*/comm");
     assert!(!output.contains("slirp4netns"), "{output}");
     let user = UserIds { uid: 1000, gid: 1000, groups: Vec::new() };
-    let step = Step { user, ..shell_step("kill -9 1") };
+    let step = Step { user, ..bench.step("kill -9 1") };
     assert_ne!(bench.run(&step, None).unwrap().0, Outcome::Exited(0));
     // As root the kernel drops a signal that the first process of the namespace gets from inside.
     assert_eq!(bench.shell("kill -9 1; echo alive").1, "alive\n");
@@ -149,7 +149,7 @@ fn host_name(bench: &mut Bench) {
 
 fn linked_proc(bench: &mut Bench) {
     assert_eq!(bench.shell("ln -s etc /escape && ls /escape > /dev/null").0, Outcome::Exited(0));
-    let step = shell_step("true");
+    let step = bench.step("true");
     let evil = bench.directory.path().join("evil");
     std::fs::create_dir_all(&evil).unwrap();
     std::os::unix::fs::symlink("etc", evil.join("proc")).unwrap();
