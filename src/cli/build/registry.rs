@@ -64,6 +64,9 @@ pub struct RegistryArguments {
     /// How often a pull is tried again after a failure that may pass [default: 5]
     #[arg(long, value_name = "TIMES")]
     pub image_download_retry: Option<usize>,
+    /// Taken for kaniko's sake: `gitlab` is always looked at, the others are programs that a `config.json` names
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub credential_helpers: Vec<String>,
     /// Read registry credentials from standard input, as a Docker configuration
     #[arg(long, hide = true)]
     pub docker_config_stdin: bool,
@@ -134,6 +137,9 @@ impl RegistryArguments {
         let destinations = destinations.iter().map(|destination| &destination.repository);
         let pushed_to = destinations.chain(cache.map(|cache| &cache.repository));
         let pushed_to = pushed_to.map(|repository| repository.host.clone()).collect();
+        if let Some(refusal) = self.credential_helpers.iter().find_map(|helper| refusal(helper)) {
+            return Err(refusal);
+        }
         let credentials = if self.docker_config_stdin {
             let mut text = String::new();
             let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
@@ -165,6 +171,21 @@ impl RegistryArguments {
         }
         Ok(reach)
     }
+}
+
+/// Why a helper that kaniko has built in cannot be chosen here.
+fn refusal(helper: &str) -> Option<String> {
+    let program = match helper {
+        "" | "gitlab" => return None,
+        "google" => "gcr",
+        "ecr" => "ecr-login",
+        "acr" => "acr-env",
+        other => other,
+    };
+    Some(format!(
+        "`--credential-helpers {helper}` is not done: no helper is built in; install `docker-credential-{program}` and name it in \
+         `~/.docker/config.json`: {{\"credHelpers\":{{\"HOST\":\"{program}\"}}}}"
+    ))
 }
 
 fn told(flag: &str, error: &dyn std::error::Error) -> String {
@@ -199,6 +220,13 @@ mod tests {
         assert_eq!(contains(&hosts(&named, false, true, &pushed_to)), [false, true, true]);
         assert_eq!(contains(&hosts(&named, true, true, &pushed_to)), [true, true, true]);
         assert_eq!(contains(&hosts(&[host("push.test")], false, true, &pushed_to)), [true, true, true]);
+    }
+
+    #[test]
+    fn a_helper_that_kaniko_has_built_in_is_named_as_a_program() {
+        let refusal = |helper| super::refusal(helper).unwrap_or_default();
+        assert!(refusal("ecr").contains(r#"{"credHelpers":{"HOST":"ecr-login"}}"#), "{}", refusal("ecr"));
+        assert_eq!(refusal("gitlab") + &refusal(""), "");
     }
 
     #[test]

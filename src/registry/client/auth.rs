@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Method, Url};
+use reqwest::Url;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 
 use super::advice::Given;
@@ -153,35 +153,27 @@ impl Client {
     ) -> Result<Token, ClientError> {
         let host = &call.repository.host;
         let credential = identity.credential();
-        let mut url = self.realm(host, &self.base(host).await?, &key.realm)?;
+        let url = self.realm(host, &self.base(host).await?, &key.realm)?;
         let http = self.shared.connections.to(host, &url, Protocol::Any)?;
-        let mut fields: Vec<(&str, &str)> = Vec::new();
-        fields.extend(key.service.as_deref().map(|service| ("service", service)));
-        let mut headers = HeaderMap::new();
-        let joined = key.scopes.join(" ");
-        let request = if let Some(Credential::IdentityToken(token)) = credential {
-            fields.extend([("grant_type", "refresh_token"), ("client_id", "hephy"), ("scope", &joined)]);
-            fields.push(("refresh_token", token.reveal()));
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-            let form = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
-            http.request(Method::POST, url.clone()).body(form)
-        } else {
-            fields.extend(key.scopes.iter().map(|scope| ("scope", scope.as_str())));
-            url.query_pairs_mut().extend_pairs(fields);
-            if let Some(value) = basic(credential) {
-                headers.insert(AUTHORIZATION, value);
+        let request = match credential {
+            Some(Credential::IdentityToken(token)) => {
+                let grant = [("grant_type", "refresh_token"), ("refresh_token", token.reveal().as_str())];
+                by_oauth2(&http, &url, key, &grant)
             }
-            http.get(url.clone())
+            _ => by_query(&http, &url, key, credential),
         };
-        let answer = tokio::time::timeout(ANSWER_LIMIT, request.headers(headers).send()).await;
-        let answer = answer.map_err(|_| call.stalled(ANSWER_LIMIT))?;
-        let mut answer = answer.map_err(|source| {
-            if source.is_connect() {
-                ClientError::unreachable(host, &url, source)
-            } else {
-                call.broken(source)
-            }
-        })?;
+        let mut answer = ask(call, &url, request).await?;
+        // Some token servers know OAuth2 alone.
+        if let (404 | 405, Some(Credential::Basic { username, password })) =
+            (answer.status().as_u16(), credential)
+        {
+            let grant = [
+                ("grant_type", "password"),
+                ("username", username.as_str()),
+                ("password", password.reveal().as_str()),
+            ];
+            answer = ask(call, &url, by_oauth2(&http, &url, key, &grant)).await?;
+        }
         if !answer.status().is_success() {
             answer.extensions_mut().insert(identity.given());
             return Err(status_error(call, answer).await);
@@ -223,6 +215,56 @@ impl Client {
         let reach = &self.shared.connections.reach;
         text.parse().is_ok_and(|host| reach.plain.contains(&host) || reach.insecure.contains(&host))
     }
+}
+
+/// A question for a token by the distribution token specification: a query, and Basic credentials if there are some.
+fn by_query(
+    http: &reqwest::Client,
+    url: &Url,
+    key: &TokenKey,
+    credential: Option<&Credential>,
+) -> reqwest::RequestBuilder {
+    let mut url = url.clone();
+    let service = key.service.as_deref().map(|service| ("service", service));
+    let scopes = key.scopes.iter().map(|scope| ("scope", scope.as_str()));
+    url.query_pairs_mut().extend_pairs(service.into_iter().chain(scopes));
+    let request = http.get(url);
+    match basic(credential) {
+        Some(value) => request.header(AUTHORIZATION, value),
+        None => request,
+    }
+}
+
+/// The same by OAuth2: a form with a grant, the first of whose fields is its type.
+fn by_oauth2(
+    http: &reqwest::Client,
+    url: &Url,
+    key: &TokenKey,
+    grant: &[(&str, &str)],
+) -> reqwest::RequestBuilder {
+    let scope = key.scopes.join(" ");
+    let (kind, rest) = grant.split_at(grant.len().min(1));
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(key.service.as_deref().map(|service| ("service", service)));
+    form.extend_pairs(kind).extend_pairs([("client_id", "hephy"), ("scope", &scope)]).extend_pairs(rest);
+    http.post(url.clone())
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))
+        .body(form.finish())
+}
+
+async fn ask(
+    call: &Call<'_>,
+    url: &Url,
+    request: reqwest::RequestBuilder,
+) -> Result<reqwest::Response, ClientError> {
+    let answer = tokio::time::timeout(ANSWER_LIMIT, request.send()).await;
+    answer.map_err(|_| call.stalled(ANSWER_LIMIT))?.map_err(|source| {
+        if source.is_connect() {
+            ClientError::unreachable(&call.repository.host, url, source)
+        } else {
+            call.broken(source)
+        }
+    })
 }
 
 /// A token that is known and good for `key`.
@@ -338,7 +380,7 @@ mod tests {
     fn a_registry_that_asks_for_another_repository_is_not_given_it() {
         let repository: Repository = "127.0.0.1:5000/a".parse().unwrap();
         let url = Url::parse("http://127.0.0.1:5000/v2/").unwrap();
-        let mut call = Call::new(Method::GET, url, &repository, "x");
+        let mut call = Call::new(reqwest::Method::GET, url, &repository, "x");
         let asked = "repository:secret:pull repository:a:pull registry:catalog:*";
         assert_eq!(scopes(&call, Some(asked)), ["repository:a:pull", "registry:catalog:*"]);
         let from = "b".parse().unwrap();

@@ -11,6 +11,7 @@ use hephy::oci::Target;
 use super::pushes::mirror_as;
 use super::{Place, base};
 use crate::registry::Registry;
+use crate::registry::faulty::{Faulty, answer};
 use crate::registry::tls::{Front, Http2, certificate};
 
 /// Runs a build with a home of its own, and nothing of ours in its environment.
@@ -119,6 +120,29 @@ async fn credentials_come_from_a_helper_and_a_refusal_says_whose_they_were() {
     ok(&build());
     let target = Target::Tag("v1".parse().unwrap());
     registry.client().manifest(&registry.repository("hello"), &target).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_are_reached_through_a_proxy_unless_they_are_excepted() {
+    let proxy = Faulty::start(|_, _| answer(404, &[], "")).await;
+    let place = Place::new();
+    let flags = ["--no-push", "--insecure-registry=behind.invalid:5000"];
+    let build = |excepted: &str| {
+        let mut command = place.command("FROM behind.invalid:5000/org/app:1\nENV A=1\n", &flags);
+        command.env("HTTP_PROXY", format!("http://{}", proxy.address)).env("NO_PROXY", excepted);
+        for name in ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy"] {
+            command.env_remove(name);
+        }
+        run(&place, command);
+        failure(&place).heading
+    };
+    let through = build("");
+    assert!(through.contains("registry `behind.invalid:5000` has no manifest `1` in `org/app`"), "{through}");
+    assert_eq!(proxy.asked().last().unwrap().host, "behind.invalid:5000");
+    let before = proxy.asked().len();
+    let without = build("other.test,.invalid");
+    assert!(without.contains("registry `behind.invalid:5000` cannot be reached"), "{without}");
+    assert_eq!(proxy.asked().len(), before);
 }
 
 fn helper(place: &Place, script: &str) {

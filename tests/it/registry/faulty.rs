@@ -18,17 +18,17 @@ use super::client;
 
 /// What a faulty registry has been asked, in order: method, path with query, and the headers looked at.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) host: String,
-    pub(super) authorization: Option<String>,
-    pub(super) range: Option<String>,
-    pub(super) body: Bytes,
+pub(crate) struct Asked {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) host: String,
+    pub(crate) authorization: Option<String>,
+    pub(crate) range: Option<String>,
+    pub(crate) body: Bytes,
 }
 
-pub(super) struct Faulty {
-    pub(super) address: SocketAddr,
+pub(crate) struct Faulty {
+    pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
@@ -36,14 +36,14 @@ impl Faulty {
     /// A registry that answers as `answer` says; it is told how many requests came before.
     ///
     /// It asks nobody who he is at its root.
-    pub(super) async fn start(
+    pub(crate) async fn start(
         script: impl Fn(usize, &Asked) -> Response<Body> + Clone + Send + Sync + 'static,
     ) -> Self {
         Self::start_at(std::net::Ipv4Addr::LOCALHOST.into(), script).await
     }
 
     /// The same at another address of this machine.
-    pub(super) async fn start_at(
+    pub(crate) async fn start_at(
         address: IpAddr,
         script: impl Fn(usize, &Asked) -> Response<Body> + Clone + Send + Sync + 'static,
     ) -> Self {
@@ -87,26 +87,26 @@ impl Faulty {
         Self { address, asked }
     }
 
-    pub(super) fn repository(&self) -> Repository {
+    pub(crate) fn repository(&self) -> Repository {
         format!("{}/hello", self.address).parse().unwrap()
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let password = Secret::new("secret".to_owned());
         let credential = Credential::Basic { username: "ada".to_owned(), password };
         client(Credentials::none().with(&self.address.to_string().parse().unwrap(), credential))
     }
 
-    pub(super) fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
-    pub(super) fn methods(&self) -> String {
+    pub(crate) fn methods(&self) -> String {
         self.asked().iter().map(|asked| asked.method.to_string()).collect::<Vec<_>>().join(" ")
     }
 }
 
-pub(super) fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Body>) -> Response<Body> {
+pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::builder().status(status);
     for (name, value) in headers {
         response = response.header(*name, *value);
@@ -339,6 +339,26 @@ async fn an_identity_token_is_exchanged_by_post() {
     let form =
         "grant_type=refresh_token&client_id=hephy&scope=repository%3Ahello%3Apull&refresh_token=identity";
     assert_eq!((exchange.method, exchange.body.as_ref()), (Method::POST, form.as_bytes()));
+    assert!(exchange.authorization.is_none());
+}
+
+#[tokio::test]
+async fn a_token_server_that_knows_oauth2_alone_is_asked_so() {
+    let registry = Faulty::start(|_, asked| match (asked.path.split('?').next(), &asked.method) {
+        (Some("/token"), &Method::GET) => answer(405, &[], ""),
+        (Some("/token"), _) => answer(200, &[], r#"{"access_token":"good"}"#),
+        _ if asked.authorization.as_deref() == Some("Bearer good") => answer(200, &[], r#"{"tags":null}"#),
+        _ => {
+            let realm = format!("Bearer realm=\"http://{}/token\",service=\"s\"", asked.host);
+            answer(401, &[("www-authenticate", &realm)], "")
+        }
+    })
+    .await;
+    registry.client().tags(&registry.repository()).await.unwrap();
+    let asked = registry.asked();
+    let exchange = asked.iter().find(|asked| asked.path == "/token").unwrap();
+    let form = "service=s&grant_type=password&client_id=hephy&scope=repository%3Ahello%3Apull&username=ada&password=secret";
+    assert_eq!((&exchange.method, exchange.body.as_ref()), (&Method::POST, form.as_bytes()));
     assert!(exchange.authorization.is_none());
 }
 

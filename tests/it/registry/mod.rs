@@ -1,9 +1,10 @@
 //! The registry's client and server: with each other, with other people's, and with bad ones.
 
 mod crash;
-mod faulty;
+pub(crate) mod faulty;
 mod hostile;
 mod peers;
+mod reference;
 pub(crate) mod tls;
 mod together;
 mod uploads;
