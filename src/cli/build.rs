@@ -336,7 +336,11 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         if arguments.push_by_digest { reference.clone() } else { with_default_tag(reference.clone()) }
     };
     let options = BuildOptions {
-        client: arguments.registry.client(destinations, cache_repository.as_ref())?,
+        client: arguments.registry.client(
+            destinations,
+            cache_repository.as_ref(),
+            arguments.mounts.ca_bundle.as_deref(),
+        )?,
         // Known when it is here.
         context: PathBuf::new(),
         named: BTreeMap::new(),
