@@ -12,7 +12,7 @@ fn steps_run_once_and_come_from_the_cache_after_that() {
     let first = place.build(dockerfile).ok();
     assert_eq!(first.steps(), ["cached", "done", "done", "done", "done"]);
     assert_eq!(first.lines()[..4], ["1 2 /root", "/srv/app", "0022", "hephy-build"]);
-    assert_eq!(first.lines()[4..], ["uid=1000(app) gid=1000(app) groups=50(staff)", "/home/app"]);
+    assert_eq!(first.lines()[4..], ["uid=1000(app) gid=1000(app) groups=50(staff),1000(app)", "/home/app"]);
     let second = place.build(dockerfile).ok();
     assert_eq!(second.steps(), ["cached"; 5]);
     assert_eq!(second.digest(), first.digest());
