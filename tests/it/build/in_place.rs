@@ -211,3 +211,46 @@ fn the_hosts_root_gets_in_place_by_force_alone() {
     assert!(text.contains("--force"), "{text}");
     place.build_with("FROM busybox:1\nRUN true\n", &["--isolation", "in-place", "--force"]).ok();
 }
+
+#[test]
+fn mounts_are_lent_to_a_step_and_leave_no_trace() {
+    let dockerfile = "FROM busybox:1 AS one\nRUN mkdir /d && echo stage > /d/f\nFROM busybox:1\nWORKDIR /app\n\
+        RUN --mount=source=src,target=src --mount=from=one,source=/d,target=/s,rw --mount=type=cache,target=/app/c \
+        --mount=type=tmpfs,target=/t --mount=type=secret,id=token,mode=0440,gid=50 \\\n  \
+        cat src/a /s/f; echo changed > /s/f; echo x >> c/f; touch /t/t made; wc -c < /run/secrets/token; stat -c '%a %u:%g' /run/secrets/token\n\
+        RUN --mount=from=one,source=/d/f,target=/f --mount=type=cache,target=/c,id=/app/c cat /f /c/f; ls /run /t /s 2>&1; true\n";
+    let token = "hunter2-in-place";
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), token).unwrap();
+    let secret = format!("id=token,src={}", secret.path().display());
+    let (one, other) = (Place::new(), Place::new());
+    one.file("src/a", "context\n");
+    other.file("src/a", "context\n");
+    let userns = one.build_with(dockerfile, &["--secret", &secret]).ok();
+    let in_place = build_with(&other, dockerfile, &["--isolation", "in-place", "--secret", &secret]).ok();
+    assert_eq!(
+        in_place.lines(),
+        [
+            "context",
+            "stage",
+            "16",
+            "440 0:50",
+            "stage",
+            "x",
+            "ls: /run: No such file or directory",
+            "ls: /t: No such file or directory",
+            "ls: /s: No such file or directory",
+        ]
+    );
+    assert_eq!(userns.lines(), in_place.lines());
+    assert_eq!(userns.config().rootfs.diff_ids, in_place.config().rootfs.diff_ids);
+    assert_eq!(other.left_over(), [""; 0]);
+    let found = Command::new("grep").args(["-rlaF", token]).arg(other.directory.path()).output().unwrap();
+    assert_eq!(String::from_utf8(found.stdout).unwrap(), "");
+    let refused = build_with(
+        &other,
+        "FROM busybox:1\n\nRUN --security=insecure true\n",
+        &["--isolation", "in-place", "--allow", "security.insecure"],
+    );
+    assert_eq!(refused.app_failure().at.as_ref().unwrap().line, 3);
+}

@@ -143,3 +143,14 @@ fn a_mount_where_something_else_is_is_told_with_its_line() {
     let root = place.build("FROM busybox:1\nRUN --mount=target=../ true\n");
     assert!(root.app_failure().heading.contains("may not be `/`"), "{:?}", root.app_failure());
 }
+
+#[test]
+fn an_insecure_step_has_every_capability_of_the_sandbox_if_the_caller_says_so() {
+    let place = Place::new();
+    let dockerfile = "FROM busybox:1\nRUN mkdir /m; mount -t tmpfs t /m 2> /dev/null && echo mounted; true\nRUN --security=insecure mount -t tmpfs t /m && echo mounted; (echo x > /proc/sys/kernel/core_pattern) 2> /dev/null || echo refused\n";
+    let refused = place.build(dockerfile);
+    let failure = refused.app_failure();
+    assert!(failure.heading.contains("--allow security.insecure"), "{failure:?}");
+    let built = place.build_with(dockerfile, &["--allow", "security.insecure"]).ok();
+    assert_eq!(built.lines(), ["mounted", "refused"]);
+}
