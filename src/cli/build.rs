@@ -297,28 +297,14 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
             .to_owned()
             .into());
     }
-    let native = Platform::native();
-    let platform = arguments.custom_platform.clone().unwrap_or_else(|| native.clone());
-    if platform != native && !arguments.force {
-        return Err(format!(
-            "this machine runs {native} natively, not {platform}: build it on a {} machine, or give `--force`",
-            platform.architecture()
-        )
-        .into());
-    }
+    let platform = platform(arguments)?;
     let data = data_directory(arguments)?;
     let platform_error = |text: String| Refusal { text, code: code::PLATFORM };
     std::fs::create_dir_all(&data)
         .map_err(|error| platform_error(format!("`{}`: {error}", data.display())))?;
     let rung =
         rung(arguments, &data).map_err(|error| platform_error(crate::build::chain(&error).join(": ")))?;
-    let mut build_args = BTreeMap::new();
-    for argument in &arguments.build_arg {
-        match argument.split_once('=') {
-            Some((name, value)) => drop(build_args.insert(name.to_owned(), value.to_owned())),
-            None => drop(std::env::var(argument).map(|value| build_args.insert(argument.clone(), value))),
-        }
-    }
+    let build_args = build_args(&arguments.build_arg);
     let epoch_argument = || build_args.get("SOURCE_DATE_EPOCH").map(|text| text.parse::<i64>());
     let epoch = match (arguments.source_date_epoch, epoch_argument()) {
         (Some(epoch), _) | (None, Some(Ok(epoch))) => Some(epoch),
@@ -371,6 +357,27 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         tar: arguments.tar_path.clone(),
     };
     Ok((options, context))
+}
+
+fn platform(arguments: &BuildArguments) -> Result<Platform, String> {
+    let native = Platform::native();
+    let platform = arguments.custom_platform.clone().unwrap_or_else(|| native.clone());
+    if platform != native && !arguments.force {
+        return Err(format!(
+            "this machine runs {native} natively, not {platform}: build it on a {} machine, or give `--force`",
+            platform.architecture()
+        ));
+    }
+    Ok(platform)
+}
+
+/// `--build-arg`, a name alone with its value in the environment.
+fn build_args(given: &[String]) -> BTreeMap<String, String> {
+    let split = |argument: &String| match argument.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+        None => Some((argument.clone(), std::env::var(argument).ok()?)),
+    };
+    given.iter().filter_map(split).collect()
 }
 
 fn rung(arguments: &BuildArguments, data: &Path) -> Result<Rung, SandboxError> {
@@ -527,7 +534,9 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
     }
     if arguments.build_directory.is_none() {
         if arguments.progress != Progress::Json {
-            display::slowest(&image.steps).iter().for_each(|line| tell(line));
+            for line in display::slowest(&image.steps) {
+                tell(&line);
+            }
             tell(&format!("Built {} in {}", image.platform, elapsed(result.milliseconds)));
         }
         drop(writeln!(io::stdout().lock(), "{}", image.manifest));

@@ -31,11 +31,11 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     enum Nested {
         #[error("cannot write `x`")]
-        Outer(#[source] Box<Nested>),
+        Outer(#[source] Box<Self>),
         #[error(transparent)]
-        Same(Box<Nested>),
+        Same(Box<Self>),
         #[error("the disk: {0}")]
-        Inside(#[source] Box<Nested>),
+        Inside(#[source] Box<Self>),
         #[error("no space left")]
         Inner,
     }

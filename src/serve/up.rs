@@ -196,8 +196,12 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     let registry = registry::Server::open(registry_config).await.map_err(UpError::Registry)?;
     let table = RouteTable::new();
     let ids = IdMap::choose(&settings.data.join("idmap.json")).map_err(UpError::Ids)?;
-    let stages =
-        Arc::new(stages(&start, &settings, &addresses, object_store.clone(), &registry, &table, &ids)?);
+    let stages = Arc::new(stages(
+        &start,
+        &settings,
+        &addresses,
+        Mechanisms { store: object_store.clone(), registry: &registry, table: &table, ids: &ids },
+    )?);
     let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
     make_first_admin(&people, start.first_admin.clone(), &tell).await?;
 
@@ -213,7 +217,8 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     // The apps first: a request that comes meanwhile waits for the router, and finds its app.
     adopt_apps(&stages).await?;
     let services =
-        Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry, table, ids);
+        Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry.clone(), table);
+    services.keep_small(&server, registry, ids);
     let builds = server.pushes.recover().await?;
     let ready = Ready {
         addresses,
@@ -270,14 +275,19 @@ async fn make_first_admin(
     Ok(())
 }
 
+/// What stages are made of, opened.
+struct Mechanisms<'a> {
+    store: Arc<DirectoryStore>,
+    registry: &'a registry::Server,
+    table: &'a RouteTable,
+    ids: &'a IdMap,
+}
+
 fn stages(
     start: &Start,
     settings: &Settings,
     addresses: &Addresses,
-    store: Arc<DirectoryStore>,
-    registry: &registry::Server,
-    table: &RouteTable,
-    ids: &IdMap,
+    Mechanisms { store, registry, table, ids }: Mechanisms<'_>,
 ) -> Result<Stages, UpError> {
     let data = &settings.data;
     #[expect(clippy::expect_used, reason = "a socket address is a host and a port")]
@@ -370,7 +380,6 @@ impl Services {
         verbs: Arc<dyn Verbs>,
         registry: registry::Server,
         table: RouteTable,
-        ids: IdMap,
     ) -> Self {
         let services = Self {
             tasks: TaskTracker::new(),
@@ -380,14 +389,6 @@ impl Services {
         };
         let config = RouterConfig::new(server.settings.domain.as_str());
         services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
-        let upkeep = Upkeep {
-            registry: registry.clone(),
-            stages: server.stages().clone(),
-            layers: layers_directory(&server.settings.data),
-            ids,
-            cache_bytes: server.settings.cache_bytes,
-        };
-        services.tasks.spawn(upkeep.run(services.registry.clone()));
         let stop = services.registry.clone();
         services.tasks.spawn(async move {
             if let Err(error) = registry.serve(listeners.registry, stop).await {
@@ -399,6 +400,18 @@ impl Services {
         let receiver = receive::Server::new(host_key, directory, handler, receive::Limits::default());
         services.tasks.spawn(receiver.serve(listeners.ssh, services.ssh.clone(), Duration::from_secs(5)));
         services
+    }
+
+    /// Removes now and then what nothing needs.
+    fn keep_small(&self, server: &Server, registry: registry::Server, ids: IdMap) {
+        let upkeep = Upkeep {
+            registry,
+            stages: server.stages().clone(),
+            layers: layers_directory(&server.settings.data),
+            ids,
+            cache_bytes: server.settings.cache_bytes,
+        };
+        self.tasks.spawn(upkeep.run(self.registry.clone()));
     }
 
     /// No new connections; builds end or are left for the next start; then everything stops.

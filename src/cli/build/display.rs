@@ -122,11 +122,11 @@ impl State {
         for running in self.running.values().take(fits) {
             let time = elapsed(u64::try_from(running.began.elapsed().as_millis()).unwrap_or(u64::MAX));
             let room = columns.saturating_sub(time.len() + 2);
-            text.push_str(&format!("{:<room$} {time}\n", cut(&running.line, room)));
+            text.extend([format!("{:<room$}", cut(&running.line, room)), format!(" {time}\n")]);
             self.drawn += 1;
             if !running.last.is_empty() {
                 let last = cut(&running.last, columns.saturating_sub(5));
-                text.push_str(&format!("\u{1b}[2m    {last}\u{1b}[0m\n"));
+                text.extend(["\u{1b}[2m    ", &last, "\u{1b}[0m\n"]);
                 self.drawn += 1;
             }
         }
@@ -164,7 +164,7 @@ fn without_escapes(line: &str) -> String {
         match c {
             '\u{1b}' => {
                 if chars.clone().next() == Some('[') {
-                    chars.find(|c| c.is_ascii_alphabetic());
+                    chars.find(char::is_ascii_alphabetic);
                 }
             }
             '\t' => plain.push(' '),
