@@ -26,7 +26,7 @@ use crate::build::mirror::Mirrors;
 use crate::build::mounts::MountOptions;
 use crate::build::named::{NamedContext, NamedContexts};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
-use crate::build::process::{WorkerOptions, blocking, open_store};
+use crate::build::process::{CANCELLED, ENDED, WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
 use crate::build::remote_cache::{CacheRepository, RemoteCache};
 use crate::build::result::{BuildResult, Outcome};
@@ -123,7 +123,7 @@ pub async fn build(
         () = tokio::time::sleep(limit) => Err(EngineError::TimedOut { limit }),
     };
     if matches!(outcome, Err(EngineError::Cancelled | EngineError::TimedOut { .. })) {
-        trees.end_workers().await;
+        trees.end_workers(CANCELLED).await;
     }
     if outcome.is_err() {
         engine.capture.give_up().await;
@@ -170,7 +170,7 @@ impl Afterwards {
         if self.is_built {
             trees.prune_caches(self.max_cache_bytes).await;
         }
-        trees.end_workers().await;
+        trees.end_workers(ENDED).await;
     }
 }
 

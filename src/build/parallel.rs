@@ -11,6 +11,7 @@ use futures::stream::FuturesUnordered;
 use crate::build::engine::{Engine, steps_of};
 use crate::build::error::EngineError;
 use crate::build::plan::Plan;
+use crate::build::process::CANCELLED;
 use crate::build::trees::Trees;
 use crate::dockerfile::Located;
 
@@ -64,7 +65,7 @@ impl Engine {
                     self.at = stage.at;
                     drop(running);
                     // The other stages, in the middle of whatever they do.
-                    self.all_trees.end_workers().await;
+                    self.all_trees.end_workers(CANCELLED).await;
                     return Err(error);
                 }
             }

@@ -37,8 +37,12 @@ pub(crate) fn open_store(layers: &Path, ids: &IdMap) -> Result<(LayerStore, Stri
     Ok((open_layer_store(layers, ids)?, map_name(ids)))
 }
 
-/// How long a worker has to end what it runs before it is killed.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long a worker has to end what it runs, and to tidy up, before it is killed: of a build that is cancelled.
+pub(crate) const CANCELLED: Duration = Duration::from_secs(1);
+/// The same of a build that has ended, for which nobody waits.
+pub(crate) const ENDED: Duration = Duration::from_secs(30);
+/// How long the end of what was killed may take.
+const KILLED: Duration = Duration::from_secs(1);
 
 /// The worker of a build.
 #[derive(Clone)]
@@ -86,15 +90,17 @@ impl WorkerProcess {
         Ok(Self { calls, killer, socket: Arc::new(socket), ended })
     }
 
-    /// Ends the worker and everything it runs, within [`GRACE`]; it removes what it had begun.
-    pub(crate) async fn end(&self) {
+    /// Ends the worker and everything it runs. It removes what it had begun, if `grace` is enough for that.
+    pub(crate) async fn end(&self, grace: Duration) {
         // One that is gone already needs no word from us.
         let _gone = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
         let (answer, _) = oneshot::channel();
         drop(self.calls.send(Call { request: Request::Settle, fds: Vec::new(), answer }));
         let mut ended = self.ended.clone();
-        if tokio::time::timeout(GRACE, ended.wait_for(|ended| *ended)).await.is_err() {
+        if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_err() {
             self.killer.kill();
+            // What it held is free once it is gone.
+            drop(tokio::time::timeout(KILLED, ended.wait_for(|ended| *ended)).await);
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::build::driver::{BuildFailure, BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
-use crate::build::process::{WorkerOptions, WorkerProcess, open_store};
+use crate::build::process::{ENDED, WorkerOptions, WorkerProcess, open_store};
 use crate::build::protocol::{Request, Response};
 use crate::layers::{PrunePolicy, Pruned};
 use crate::sandbox::IdMap;
@@ -29,7 +29,7 @@ async fn prune_in_worker(layers: &Path, ids: &IdMap, policy: PrunePolicy) -> Res
     })
     .await?;
     let answer = worker.call(Request::Prune { policy }, Vec::new()).await;
-    worker.end().await;
+    worker.end(ENDED).await;
     match answer? {
         Response::Pruned(pruned) => Ok(pruned),
         _ => Err(EngineError::Protocol),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::OnceCell;
@@ -11,7 +12,7 @@ use crate::build::driver::{BuildFailure, BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
 use crate::build::mirror::Mirrors;
-use crate::build::process::{WorkerOptions, WorkerProcess, blocking, open_store};
+use crate::build::process::{ENDED, WorkerOptions, WorkerProcess, blocking, open_store};
 use crate::build::protocol::{Request, Response};
 use crate::build::user::ImageUser;
 use crate::layers::Lease;
@@ -71,7 +72,7 @@ async fn local(
     let request = Request::User { layers: diff_ids, user };
     let worker = trees.worker().await?;
     let answer = worker.call(request, Vec::new()).await;
-    worker.end().await;
+    worker.end(ENDED).await;
     let Response::User(user) = answer? else { return Err(EngineError::Protocol) };
     Ok(LocalImage { config: image.config, trees: paths, user, lease: trees.lease })
 }
@@ -114,9 +115,9 @@ impl AllTrees {
     }
 
     /// Ends the workers with everything that they run.
-    pub(crate) async fn end_workers(&self) {
+    pub(crate) async fn end_workers(&self, grace: Duration) {
         let workers = self.workers();
-        futures::future::join_all(workers.iter().map(WorkerProcess::end)).await;
+        futures::future::join_all(workers.iter().map(|worker| worker.end(grace))).await;
         // One that did not end in time was killed. What cannot be removed here is removed by the next prune.
         if let Some(first) = self.all().first() {
             drop(first.bases.store.forget_the_dead());

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::{io, thread};
 
+use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{Gid, Pid, Uid};
 use rustix::process::PidfdFlags;
 use serde::Serialize;
@@ -88,7 +89,16 @@ struct Process {
     killer: Killer,
 }
 
+/// How long a worker may take to tidy up when nobody speaks to it any more.
+const TIDY_MILLIS: u16 = 10_000;
+
 impl Process {
+    /// Waits for its end, without taking its status.
+    fn ends_within(&self, millis: u16) -> bool {
+        let mut fds = [PollFd::new(self.killer.pidfd.as_fd(), PollFlags::POLLIN)];
+        matches!(nix::poll::poll(&mut fds, millis), Ok(1))
+    }
+
     fn new(mut child: Child) -> io::Result<Self> {
         let pid = rustix::process::Pid::from_child(&child);
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -256,9 +266,11 @@ impl Worker {
         }
     }
 
-    /// It has closed its end, so it has ended or is about to.
+    /// The conversation is over, by its end or by ours: then it ends what it runs, tidies up and ends.
     fn gone(&mut self) -> SandboxError {
-        self.process.killer.kill();
+        if !self.process.ends_within(TIDY_MILLIS) {
+            self.process.killer.kill();
+        }
         let how = self.process.child.wait().map_or_else(|error| error.to_string(), describe);
         SandboxError::WorkerGone(how)
     }

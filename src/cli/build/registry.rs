@@ -18,7 +18,7 @@ const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Registries")]
 pub struct RegistryArguments {
-    /// Where base images of docker.io are looked for first: HOST[:PORT][/PREFIX], REGISTRY=PLACE for those of another, or
+    /// Where base images of docker.io are looked for first: HOST:PORT/PREFIX, REGISTRY=PLACE for those of another, or
     /// oci:DIRECTORY; may be repeated
     #[arg(
         long,
