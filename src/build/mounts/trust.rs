@@ -3,7 +3,7 @@
 //! They are written into the image's bundle before a step and cut out of it after the step, and named by the variables that
 //! programs know. They are not mounted over the bundle: whoever installs or upgrades `ca-certificates` in the step renames a
 //! new file onto it, which a mount point refuses. A bundle that the step puts there gets them too, while the step runs, and
-//! loses them as well. `lore/0024` has the reasons.
+//! loses them as well. `lore/0023` has the reasons.
 
 use std::ffi::CStr;
 use std::fs::{File, FileTimes, OpenOptions};
