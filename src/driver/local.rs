@@ -90,8 +90,14 @@ impl LocalDriver {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(Some(Engine::Adopted(lock)));
         }
-        if request.directory.join(RESULT_FILE).exists() {
-            return Ok(None);
+        let result = request.directory.join(RESULT_FILE);
+        match BuildResult::read(&result) {
+            // It may have failed because the server, and so the registry, was away: not the end of the build.
+            Ok(Some(BuildResult { outcome: Outcome::Failed(BuildFailure::Platform(_)), .. })) => {
+                fs::remove_file(&result)?;
+            }
+            _ if result.exists() => return Ok(None),
+            _ => {}
         }
         // What an engine left that was killed is nobody's history.
         match fs::remove_file(request.directory.join(EVENTS_FILE)) {

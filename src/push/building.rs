@@ -43,6 +43,8 @@ pub(super) async fn build(
         }
     };
     let (built, ()) = future::join(built, forward).await;
+    // First the word that it is whole: who goes on from here after a crash must not take what is left for all of it.
+    drop(tokio::fs::remove_file(exported_in(&context)).await);
     if let Err(error) = tokio::fs::remove_dir_all(&context).await {
         tracing::warn!(error = %Chain(&error), "the context of a finished build cannot be removed");
     }
@@ -64,11 +66,28 @@ fn first_cause(
     }
 }
 
+/// The file that says in which boot of the machine a context was written out whole.
+fn exported_in(context: &Path) -> PathBuf {
+    context.with_extension("boot")
+}
+
+/// Which boot of the machine this is; nothing where it cannot be known.
+fn boot() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
+}
+
 /// Writes the commit's files out, whole or not at all.
+///
+/// What an earlier process of this boot wrote out stays: its engine may still be reading it, and would go on in an empty
+/// directory.
 async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), Ended> {
     let (path, commit, context) = (stages.repository_path(&build.app), build.commit, context.to_owned());
     let exported = tokio::task::spawn_blocking(move || {
-        let aside = context.with_extension("aside");
+        let (aside, whole) = (context.with_extension("aside"), exported_in(&context));
+        let in_boot = std::fs::read_to_string(&whole).ok();
+        if in_boot.is_some() && in_boot == boot() && context.is_dir() {
+            return Ok(());
+        }
         for left in [&context, &aside] {
             match std::fs::remove_dir_all(left) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -85,6 +104,7 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
             return Err(Failure::platform("write out the pushed files", &error));
         }
         std::fs::rename(&aside, &context)
+            .and_then(|()| std::fs::write(&whole, boot().unwrap_or_default()))
             .map_err(|error| Failure::platform("write out the pushed files", &error))
     });
     match exported.await {

@@ -127,6 +127,51 @@ fn a_server_killed_at_any_stage_leaves_a_state_from_which_the_next_push_works() 
     }
 }
 
+/// An app whose build waits before it takes the page from the context.
+fn late<'a>(machine: &'a Machine, name: &str, page: &str) -> Repository<'a> {
+    let dockerfile = format!(
+        "{BUSYBOX}RUN echo building; sleep 3\nCOPY www /www\nEXPOSE 8000\nCMD [\"httpd\", \"-f\", \"-p\", \"8000\", \"-h\", \"/www\"]\n"
+    );
+    let repository = machine.repository(name, &[("Dockerfile", &dockerfile), ("www/index.html", page)]);
+    repository.add_busybox();
+    repository
+}
+
+#[test]
+fn a_build_that_outlives_its_server_keeps_the_files_that_it_is_yet_to_copy() {
+    let machine = Machine::start();
+    let app = late(&machine, "late", "page");
+    let push = begin(&app, &[]);
+    eventually("the build runs", || is_building(&machine, "late", 1));
+    machine.kill();
+    drop(push.wait_with_output());
+    machine.up();
+    eventually("the build goes on to its end", || builds(&machine, "late")[0]["outcome"].is_object());
+    let last = &builds(&machine, "late")[0];
+    assert!(last["outcome"]["succeeded"].is_object(), "{last}");
+    assert_eq!(machine.get("late", "/").unwrap(), (200, "page".to_owned()));
+}
+
+#[test]
+fn a_build_that_ended_while_its_server_was_away_is_done_again() {
+    let machine = Machine::start();
+    let app = late(&machine, "away", "page");
+    let push = begin(&app, &[]);
+    eventually("the build runs", || is_building(&machine, "away", 1));
+    machine.kill();
+    drop(push.wait_with_output());
+    let results = || {
+        let found = walkdir::WalkDir::new(machine.data().join("builds/away")).into_iter();
+        found.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() == "result.json")).count()
+    };
+    eventually("the engine ends alone", || results() == 1);
+    machine.up();
+    eventually("the build is done again", || builds(&machine, "away")[0]["outcome"].is_object());
+    let last = &builds(&machine, "away")[0];
+    assert!(last["outcome"]["succeeded"].is_object(), "{last}");
+    assert_eq!(machine.get("away", "/").unwrap(), (200, "page".to_owned()));
+}
+
 #[test]
 fn a_stopped_server_is_drained_and_a_second_signal_stops_now() {
     let machine = Machine::start();
