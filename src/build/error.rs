@@ -134,8 +134,8 @@ impl EngineError {
             Self::Registry(error) => error.advice(),
             Self::BaseNotFound { advice, .. } if !advice.is_empty() => Some(advice.join("\n")),
             Self::BaseNotFound { reference, platform, offline, .. } => Some(format!(
-                "Two ways to have it: `hephy base {reference} --arch {}` assembles it from Debian's archive (if it is a Debian),\nor {}",
-                platform.architecture(),
+                "Two ways to have it: {},\nor {}",
+                assembly(reference, platform),
                 if *offline {
                     "give this machine a way to a registry that has it (`--mirror HOST[:PORT]/PREFIX`)"
                 } else {
@@ -180,6 +180,23 @@ impl EngineError {
             _ => {}
         }
         if is_app { BuildFailure::App(step) } else { BuildFailure::Platform(step) }
+    }
+}
+
+/// The command that assembles a base from Debian's archive, if it can be one.
+fn assembly(reference: &str, platform: &Platform) -> String {
+    let (base, packages) = reference.split_once("-with-").unwrap_or((reference, ""));
+    let arch = platform.architecture();
+    match base.parse::<crate::bases::Base>() {
+        Ok(base) if packages.is_empty() => {
+            format!("`hephy base {base} --arch {arch}` assembles it from Debian's archive")
+        }
+        Ok(base) => format!(
+            "`hephy base {base} --include PACKAGE,… --arch {arch}` assembles it from Debian's archive (`{packages}` names the packages)"
+        ),
+        Err(_) => {
+            "say `FROM debian:12`, which `hephy base debian:12` assembles from Debian's archive".to_owned()
+        }
     }
 }
 

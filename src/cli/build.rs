@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use mounts::read_bundle;
 
+use super::remote::Operator;
 use crate::build::{
     BuildEvent, BuildFailure, BuildLimits, BuildOptions, BuildResult, CacheUse, Compression, EVENTS_FILE,
-    EventSink, LOCK_FILE, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed, layers_directory,
-    with_default_tag,
+    EventSink, LOCK_FILE, Mirrors, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed,
+    layers_directory, with_default_tag,
 };
 pub use check::{CheckArguments, CheckFormat};
 pub use context::ContextArguments;
@@ -336,7 +337,7 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         build_args,
         labels: labels.collect(),
         destinations: destinations.iter().map(tagged).collect(),
-        mirrors: arguments.registry.mirrors()?,
+        mirrors: mirrors(arguments, &data)?,
         layers: layers_directory(&data),
         rung,
         epoch,
@@ -357,6 +358,18 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         tar: arguments.tar_path.clone(),
     };
     Ok((options, context))
+}
+
+/// The places given, or else the mirror of the `hephy up` that keeps its data here: what `hephy base` made is there.
+fn mirrors(arguments: &BuildArguments, data: &Path) -> Result<Mirrors, String> {
+    let mut mirrors = arguments.registry.mirrors()?;
+    let is_own = mirrors.places.is_empty() && arguments.build_directory.is_none();
+    if let Some(operator) = Operator::read(data).filter(|_| is_own)
+        && let Ok(place) = format!("{}/mirror", operator.registry).parse()
+    {
+        mirrors.places.push(place);
+    }
+    Ok(mirrors)
 }
 
 fn platform(arguments: &BuildArguments) -> Result<Platform, String> {

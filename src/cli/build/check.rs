@@ -78,6 +78,8 @@ fn shown(file: &str, lines: &[&str], first: usize, last: usize) -> String {
     for number in from..=(last + AROUND).min(lines.len()) {
         let Some(line) = lines.get(number - 1) else { continue };
         let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
+        // Whatever the file holds, a terminal is only shown text.
+        let line: String = line.chars().filter(|c| *c == '\t' || !c.is_control()).take(500).collect();
         let line = format!("{number:4} | {mark} {line}");
         out.push_str(line.trim_end());
         out.push('\n');
