@@ -108,7 +108,7 @@ impl Target {
         let here = data.as_deref().and_then(|data| Some((data, Operator::read(data)?)));
         let local = here.as_ref().and_then(|(_, operator)| operator.registry.parse::<Host>().ok());
         let host = arguments.registry.clone().or_else(|| local.clone()).ok_or(
-            "no registry: start one with `hephy up`, name one with `--registry`, or write a file with `--oci-layout-path`",
+            "no registry: start one with `hephy up` (one with `--data DIRECTORY` is found by HEPHY_DATA=DIRECTORY), name one with `--registry`, or write a file with `--oci-layout-path`",
         )?;
         let credentials = match here {
             Some((data, _)) if Some(&host) == local.as_ref() => {

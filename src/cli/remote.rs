@@ -60,7 +60,7 @@ pub(crate) enum RemoteError {
     NotSsh(String),
     /// Nothing names a server.
     #[error(
-        "no server: run this in a repository with a git remote `deis`, give `--server HOST:PORT`, or start one with `hephy up`"
+        "no server: run this in a repository with a git remote `deis`, give `--server HOST:PORT`, or start one with `hephy up` (one with `--data DIRECTORY` is found by HEPHY_DATA=DIRECTORY)"
     )]
     NoServer,
     /// No OpenSSH.

@@ -59,7 +59,10 @@ async fn rollback(
         None => releases.iter().filter(good).find(before),
     };
     let target = target.ok_or_else(|| {
-        VerbError::Said("there is no such release: `releases` lists those there are".to_owned())
+        VerbError::Said(match release {
+            Some(number) => format!("there is no {number}: `releases` lists those there are"),
+            None => "there is nothing to go back to: no release ran before this one".to_owned(),
+        })
     })?;
     if !good(&target) {
         return Err(VerbError::Said(format!("{} never ran: choose one that did", target.number)));

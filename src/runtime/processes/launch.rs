@@ -42,7 +42,7 @@ pub(super) async fn launch_all(
         let command = environment::command(version, &image.config, id)?;
         specs.push(spec(shared, version, &image, id, command, port)?);
     }
-    let counters = Counters::new(ids, events);
+    let counters = Counters::new(version, ids, events);
     let policy = shared.config.policy;
     let timeout = version.ready_timeout.unwrap_or(policy.ready_timeout);
     let patience = Patience { timeout, minimum: policy.minimum_ready };
@@ -128,10 +128,16 @@ struct Counters<'a> {
 }
 
 impl<'a> Counters<'a> {
-    fn new(ids: &'a [Id], events: &'a EventSink) -> Self {
+    /// Instances of the version that are not among `ids` run already.
+    fn new(version: &Version, ids: &'a [Id], events: &'a EventSink) -> Self {
         let mut wanted = BTreeMap::new();
         for id in ids {
             wanted.entry(&id.instance.process_type).or_insert((AtomicU32::new(0), 0)).1 += 1;
+        }
+        for (process_type, (ready, wanted)) in &mut wanted {
+            let all = version.scale.get(*process_type).copied().unwrap_or(*wanted).max(*wanted);
+            *ready = AtomicU32::new(all - *wanted);
+            *wanted = all;
         }
         Self { wanted, events }
     }

@@ -130,7 +130,7 @@ fn process_types_of_a_procfile_run_as_scaled() {
         "web: mkdir -p /tmp && echo web > /tmp/index.html && exec httpd -f -p $PORT -h /tmp\nworker: while true; do echo working; sleep 1; done\n",
     )]);
     types.push().succeeded().says(&["ps scale worker=1 -a types"]);
-    machine.verb("ps scale worker=2 web=2 -a types").succeeded();
+    machine.verb("ps scale worker=2 web=2 -a types").succeeded().says(&["web 2/2 ready", "worker 2/2 ready"]);
     machine.verb("ps -a types").succeeded().says(&["web.1", "web.2", "worker.1", "worker.2"]);
     eventually("the worker's lines are in the logs", || {
         machine.verb("logs -a types").stdout.contains("working")
