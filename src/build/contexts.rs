@@ -59,7 +59,7 @@ impl ContextPlace {
         for scheme in ["s3://", "gs://"] {
             if text.starts_with(scheme) {
                 return Err(format!(
-                    "contexts of `{scheme}` are not supported yet: fetch it, and give `tar://FILE`"
+                    "contexts in object stores (`{scheme}`) are not read: fetch it, and give `tar://FILE`"
                 ));
             }
         }

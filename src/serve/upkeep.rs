@@ -123,3 +123,49 @@ async fn keep(store: &dyn Store) -> Result<Keep, StoreError> {
     let releases = runnable.map(|release| release.index.digest).chain(published).collect();
     Ok(Keep { releases, grace: GRACE, cache_age: CACHE_AGE })
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::model::{BuildNumber, Outcome, PushOptions, RefName, ReleaseNumber, Source};
+
+    fn commit(number: u64) -> CommitId {
+        format!("{number:040x}").parse().unwrap()
+    }
+
+    fn build(app: &str, number: u64, ended: bool) -> Build {
+        let (app, at) = (app.parse::<crate::model::AppName>().unwrap(), Timestamp::UNIX_EPOCH);
+        let source =
+            Source { app: app.clone(), build: BuildNumber(number), commit: commit(number), committed_at: at };
+        Build {
+            format: 1,
+            app,
+            number: BuildNumber(number),
+            commit: commit(number),
+            moves: Vec::new(),
+            by: "ada".parse().unwrap(),
+            created_at: at,
+            options: PushOptions::default(),
+            state: BuildState::Received(source),
+            cancel: None,
+            outcome: ended.then_some(Outcome::Succeeded { at, release: ReleaseNumber(1) }),
+        }
+    }
+
+    #[test]
+    fn the_source_of_refs_of_builds_at_work_and_of_the_last_builds_is_kept_and_no_other() {
+        let mut app = App::new("web".parse().unwrap(), "ada".parse().unwrap(), Timestamp::UNIX_EPOCH);
+        app.last_build = 30;
+        app.refs.insert(RefName::branch("main").unwrap(), commit(99));
+        let builds = [
+            build("web", 2, false),
+            build("web", 10, true),
+            build("web", 11, true),
+            build("web", 30, true),
+            build("other", 29, false),
+        ];
+        assert_eq!(commits_to_keep(&app, &builds), [99, 2, 11, 30].map(commit));
+    }
+}

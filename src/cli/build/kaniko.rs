@@ -100,7 +100,7 @@ impl KanikoArguments {
             (
                 self.bucket.is_some(),
                 "--bucket",
-                "give the context whole, as in `--context gs://BUCKET/context.tar.gz`",
+                "contexts in object stores are not read; fetch it, and give `--context tar://FILE`",
             ),
         ];
         let ignores = !self.ignore_path.is_empty() || self.ignore_var_run == Some(true);
