@@ -14,6 +14,7 @@ pub mod sandbox;
 pub mod layers;
 pub mod registry;
 pub mod router;
+pub mod kubernetes;
 pub mod bases;
 pub mod receive;
 pub mod detect;
