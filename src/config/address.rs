@@ -1,7 +1,5 @@
 //! Where people reach things: every URL and command that is ever printed is made here, and runs as pasted.
 
-use std::net::SocketAddr;
-
 use super::server::{Domain, HostPort, Settings};
 use crate::model::{AppName, BuildNumber};
 
@@ -9,9 +7,23 @@ use crate::model::{AppName, BuildNumber};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addresses {
     domain: Domain,
-    http: SocketAddr,
+    apps: Apps,
     ssh: HostPort,
-    registry: SocketAddr,
+    registry: String,
+}
+
+/// How the apps are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Apps {
+    /// At `<scheme>://<app>.<domain>:<port>`.
+    ByName {
+        /// `http` or `https`.
+        scheme: &'static str,
+        /// The port.
+        port: u16,
+    },
+    /// At this URL, with the app's name in the Host header: nobody has given the apps a domain.
+    ByHeader(String),
 }
 
 impl Addresses {
@@ -20,30 +32,40 @@ impl Addresses {
     pub fn of(settings: &Settings) -> Self {
         Self {
             domain: settings.domain.clone(),
-            http: settings.http,
+            apps: Apps::ByName { scheme: "http", port: settings.http.port() },
             ssh: settings.public_ssh.clone().unwrap_or_else(|| HostPort::reachable(settings.ssh)),
-            registry: settings.registry,
+            registry: HostPort::reachable(settings.registry).to_string(),
         }
     }
 
-    /// `http://hello.localhost:8080`.
+    /// The addresses of a server on a cluster; `registry` is what image names begin with.
+    #[must_use]
+    pub const fn of_cluster(domain: Domain, apps: Apps, ssh: HostPort, registry: String) -> Self {
+        Self { domain, apps, ssh, registry }
+    }
+
+    /// `http://hello.localhost:8080`, or the command that reaches the app.
     #[must_use]
     pub fn app_url(&self, app: &AppName) -> String {
-        let port = match self.http.port() {
-            80 => String::new(),
-            port => format!(":{port}"),
-        };
-        format!("http://{app}.{}{port}", self.domain.as_str())
+        self.url(app.as_str())
     }
 
     /// `http://APP.localhost:8080`, for people to fill in.
     #[must_use]
     pub fn app_url_pattern(&self) -> String {
-        let port = match self.http.port() {
-            80 => String::new(),
-            port => format!(":{port}"),
-        };
-        format!("http://APP.{}{port}", self.domain.as_str())
+        self.url("APP")
+    }
+
+    fn url(&self, app: &str) -> String {
+        let domain = self.domain.as_str();
+        match &self.apps {
+            Apps::ByName { scheme: scheme @ "http", port: 80 }
+            | Apps::ByName { scheme: scheme @ "https", port: 443 } => {
+                format!("{scheme}://{app}.{domain}")
+            }
+            Apps::ByName { scheme, port } => format!("{scheme}://{app}.{domain}:{port}"),
+            Apps::ByHeader(url) => format!("curl -H 'Host: {app}.{domain}' {url}"),
+        }
     }
 
     /// `ssh://hephy@127.0.0.1:2222/hello.git`.
@@ -67,10 +89,10 @@ impl Addresses {
         self.verb(&format!("builds log {} -a {app}", build.0))
     }
 
-    /// `127.0.0.1:5000`, what image names begin with on this machine.
+    /// What image names begin with: `127.0.0.1:5000`, `registry.example/team`.
     #[must_use]
-    pub fn registry(&self) -> String {
-        HostPort::reachable(self.registry).to_string()
+    pub fn registry(&self) -> &str {
+        &self.registry
     }
 
     /// What pushers connect to.
@@ -104,5 +126,10 @@ mod tests {
             "ssh -p 2222 hephy@127.0.0.1 builds log 7 -a hello"
         );
         assert_eq!(addresses.registry(), "127.0.0.1:5000");
+        let by_header = Apps::ByHeader("http://10.0.0.1:30080/".to_owned());
+        let domain = "hephy.local".parse().unwrap();
+        let addresses =
+            Addresses::of_cluster(domain, by_header, addresses.ssh().clone(), "r.example".to_owned());
+        assert_eq!(addresses.app_url(&app), "curl -H 'Host: hello.hephy.local' http://10.0.0.1:30080/");
     }
 }

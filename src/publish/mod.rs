@@ -6,6 +6,7 @@
 mod base;
 mod error;
 mod facts;
+mod place;
 mod program;
 mod verify;
 
@@ -15,9 +16,10 @@ use futures::future::try_join_all;
 
 pub use base::{BaseImage, BaseImageError, PublishedBase, base_image, pack_layout, push_base, write_layout};
 pub use error::PublishError;
+pub use place::{Access, Place};
 
 use crate::model::{AppName, CommitId, PlatformImage, PublishedIndex, ReleaseNumber};
-use crate::oci::{Host, Index, Platform, RawManifest, Repository, RepositoryName, Tag, Target};
+use crate::oci::{Index, Platform, RawManifest, Repository, RepositoryName, Tag, Target};
 use crate::registry::client::Client;
 use facts::FactsCache;
 
@@ -25,15 +27,15 @@ use facts::FactsCache;
 #[derive(Debug)]
 pub struct Publisher {
     client: Client,
-    host: Host,
+    place: Place,
     facts: FactsCache,
 }
 
 impl Publisher {
-    /// A publisher that writes as `client` may.
+    /// A publisher that writes to `place` as `client` may.
     #[must_use]
-    pub fn new(client: Client, host: Host) -> Self {
-        Self { client, host, facts: FactsCache::default() }
+    pub fn new(client: Client, place: Place) -> Self {
+        Self { client, place, facts: FactsCache::default() }
     }
 
     /// Checks the images of an app and writes their index by its digest; no tag is moved.
@@ -67,7 +69,7 @@ impl Publisher {
     /// Moves tags to a published index, in this order; those that are there already are left alone.
     pub async fn tag(&self, published: &PublishedIndex, tags: &[Tag]) -> Result<(), PublishError> {
         let name = published.repository.parse::<RepositoryName>()?;
-        let repository = Repository { host: self.host.clone(), name };
+        let repository = Repository { host: self.place.host.clone(), name };
         let index = self.client.manifest(&repository, &Target::Digest(published.digest)).await?;
         for tag in tags {
             self.client.push_manifest(&repository, &Target::Tag(tag.clone()), &index).await?;
@@ -76,7 +78,7 @@ impl Publisher {
     }
 
     fn repository(&self, app: &AppName) -> Result<Repository, PublishError> {
-        Ok(Repository { host: self.host.clone(), name: app.as_str().parse()? })
+        Ok(self.place.repository(app)?)
     }
 }
 

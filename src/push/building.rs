@@ -10,7 +10,7 @@ use super::log::LogWriter;
 use super::{Ended, Failure, Stages, tell};
 use crate::build::{BuildEvent, BuildFailure, BuildLimits, BuildRequest, CacheUse, Compression, NetworkMode};
 use crate::model::{Build, Chain, Method, Plan, PlatformImage, PushEvent};
-use crate::oci::{Host, Platform, Reference};
+use crate::oci::{Platform, Reference};
 
 /// How long what a build may write with is good for, beyond the build's own limit.
 const TOKEN_SLACK: std::time::Duration = std::time::Duration::from_secs(600);
@@ -130,8 +130,22 @@ async fn one(
         }
     };
     let (built, ()) = future::join(stages.driver.build(&request, events, cancel.clone()), forward).await;
-    if built.is_err() {
-        cancel.cancel();
+    match &built {
+        Ok(image) => {
+            let cached = image.steps.iter().filter(|step| step.cached).count() as u64;
+            stages.metrics.steps(cached, image.steps.len() as u64 - cached);
+            stages.metrics.platform_ended(&image.platform, "succeeded");
+        }
+        Err(failure) => {
+            cancel.cancel();
+            let result = match failure {
+                BuildFailure::App(_) => "failed",
+                BuildFailure::Platform(_) => "platform_failed",
+                BuildFailure::Cancelled => "cancelled",
+                BuildFailure::TimedOut { .. } => "timed_out",
+            };
+            stages.metrics.platform_ended(&request.platform, result);
+        }
     }
     built
 }
@@ -144,14 +158,12 @@ fn request(
 ) -> Result<BuildRequest, Failure> {
     let Method::Dockerfile { path, context, target, args } = &plan.recipe.method;
     let source = &plan.recipe.source;
-    let registry = stages.addresses.registry();
-    let host: Host = registry.parse().map_err(|error| Failure::platform("name the registry", &error))?;
-    let destination: Reference = format!("{registry}/{}", source.app)
-        .parse()
-        .map_err(|error| Failure::platform("name the image", &error))?;
+    let place = &stages.place;
+    let repository =
+        place.repository(&source.app).map_err(|error| Failure::platform("name the image", &error))?;
+    let destination = Reference { repository, tag: None, digest: None };
     let seconds = plan.recipe.build_timeout_seconds.map(std::time::Duration::from_secs);
     let time = seconds.map_or(stages.limits.time, |asked| asked.min(stages.limits.time));
-    let token = stages.tokens.for_build(&source.app, time + TOKEN_SLACK);
     let root = directory.join("context");
     let inner = root.join(context);
     // Relative where it can be, since errors name it: `Dockerfile:9`.
@@ -169,9 +181,9 @@ fn request(
         build_args: args.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect(),
         labels: Vec::new(),
         destinations: vec![destination],
-        mirrors: vec![format!("{registry}/mirror")],
-        insecure_registries: vec![registry],
-        docker_config: Some(crate::registry::server::docker_config(&host, &token)),
+        mirrors: place.mirrors(),
+        insecure_registries: place.is_plain.then(|| place.host.to_string()).into_iter().collect(),
+        docker_config: place.docker_config(&source.app, time + TOKEN_SLACK),
         source_date_epoch: Some(source.committed_at.as_second()),
         cache: if plan.no_cache { CacheUse::Ignore } else { CacheUse::Read },
         network: NetworkMode::Isolated,

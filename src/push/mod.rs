@@ -18,8 +18,7 @@ use crate::model::{
     App, AppName, Build, BuildState, Chain, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
     ReleaseNumber, Source,
 };
-use crate::publish::Publisher;
-use crate::registry::server::TokenIssuer;
+use crate::publish::{Place, Publisher};
 use crate::rollout::Runtime;
 
 mod building;
@@ -27,11 +26,13 @@ pub mod change;
 pub mod claim;
 mod failure;
 pub mod log;
+mod metrics;
 mod rolling;
 mod running;
 mod unwritten;
 
 pub use failure::{Ended, Failure};
+pub use metrics::Metrics;
 pub use rolling::{current_version, version};
 pub use running::{Attached, Pushes};
 
@@ -47,8 +48,8 @@ pub struct Stages {
     pub runtime: Arc<dyn Runtime>,
     /// Writes indexes.
     pub publisher: Publisher,
-    /// Signs what a build may write to the registry with.
-    pub tokens: TokenIssuer,
+    /// The registry.
+    pub place: Place,
     /// The directory of the bare repositories.
     pub repositories: PathBuf,
     /// The builds' logs.
@@ -57,6 +58,8 @@ pub struct Stages {
     pub addresses: Addresses,
     /// What a build may use.
     pub limits: BuildLimits,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 impl std::fmt::Debug for Stages {
@@ -86,6 +89,7 @@ pub async fn advance(
 ) -> Result<ReleaseNumber, Ended> {
     let mut state = build.state.clone();
     loop {
+        let (stage, began) = (stage_after(&state), Instant::now());
         state = match state {
             BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
             BuildState::Detected(recipe) => BuildState::Planned(plan(stages, build, recipe, log).await?),
@@ -103,10 +107,25 @@ pub async fn advance(
             }
             BuildState::Released(_, number) => {
                 let release = crate::release::find(&*stages.store, &build.app, number).await?;
-                return rolling::roll_out(stages, build, &release, log).await;
+                let rolled = rolling::roll_out(stages, build, &release, log).await;
+                stages.metrics.stage_took(stage, began.elapsed());
+                return rolled;
             }
         };
+        stages.metrics.stage_took(stage, began.elapsed());
         write_down(stages, build, &state).await?;
+    }
+}
+
+/// The name of the stage that takes a build on from `state`.
+const fn stage_after(state: &BuildState) -> &'static str {
+    match state {
+        BuildState::Received(_) => "detect",
+        BuildState::Detected(_) => "plan",
+        BuildState::Planned(_) => "build",
+        BuildState::Built(..) => "publish",
+        BuildState::Published(..) => "release",
+        BuildState::Released(..) => "rollout",
     }
 }
 

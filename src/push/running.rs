@@ -132,6 +132,7 @@ impl Pushes {
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
         let watching = tokio::spawn(watch_for_cancel(Arc::clone(stages), build.clone(), cancel.clone()));
+        let running = stages.metrics.running();
         let ended = match self.permit(&mut log, &cancel).await {
             Some(_permit) => advance(stages, &build, &mut log, &cancel).await,
             None => Err(Ended::Cancelled(CancelReason::Requested)),
@@ -139,7 +140,14 @@ impl Pushes {
         drop(guard);
         watching.abort();
         let outcome = self.outcome(&build, ended, started, &mut log).await;
+        stages.metrics.push_ended(match &outcome {
+            Outcome::Succeeded { .. } => "succeeded",
+            Outcome::Failed { fault: Fault::App, .. } => "failed",
+            Outcome::Failed { fault: Fault::Platform, .. } => "platform_failed",
+            Outcome::Cancelled { .. } => "cancelled",
+        });
         self.unwritten.conclude(stages, build, outcome).await;
+        drop(running);
     }
 
     /// How a build ended, where that cannot be read yet because it cannot be written.
@@ -162,6 +170,7 @@ impl Pushes {
         if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
             return Some(permit);
         }
+        let _waiting = self.stages.metrics.waiting();
         let text = "Waiting for another build to end (`hephy up --builds` says how many run at once)";
         tell(log, PushEvent::Heading(text.to_owned())).await;
         tokio::select! {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use russh::keys::ssh_key::{Algorithm, LineEnding, PrivateKey};
 
-use crate::model::{Fingerprint, PublicKey};
+use crate::model::{Fingerprint, PublicKey, Secret};
 
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
@@ -72,6 +72,11 @@ impl HostKey {
         }
         let mut text = String::new();
         file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(file_error)?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads a key from the text of a file; `path` is what errors call it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, HostKeyError> {
         let format = || HostKeyError::Format(path.to_owned());
         let private = PrivateKey::from_openssh(text.as_bytes()).map_err(|_| format())?;
         if private.is_encrypted() || private.algorithm() != Algorithm::Ed25519 {
@@ -95,17 +100,23 @@ impl HostKey {
     }
 }
 
+/// A new key, as the text of a file.
+pub fn new_host_key() -> Result<Secret<String>, HostKeyError> {
+    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(HostKeyError::Make)?;
+    let text = key.to_openssh(LineEnding::LF).map_err(HostKeyError::Make)?;
+    Ok(Secret::new(text.to_string()))
+}
+
 /// Writes a new key aside and links it into place, so that it is never half there and never replaced.
 fn make(path: &Path) -> Result<(), HostKeyError> {
     let file_error = |source| HostKeyError::File { path: path.to_owned(), source };
-    let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(HostKeyError::Make)?;
-    let text = key.to_openssh(LineEnding::LF).map_err(HostKeyError::Make)?;
+    let text = new_host_key()?;
     let directory = path.parent().unwrap_or(Path::new("."));
     let aside =
         directory.join(format!(".ssh_host_key-{}-{:016x}", std::process::id(), rand::random::<u64>()));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(text.reveal().as_bytes())?;
         file.sync_all()?;
         match fs::hard_link(&aside, path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

@@ -23,7 +23,7 @@ mod words;
 
 pub use closed::{Closed, Gone};
 pub use command::{Command, CommandError, app_of_path};
-pub use host_key::{HostKey, HostKeyError};
+pub use host_key::{HostKey, HostKeyError, new_host_key};
 pub use server::{Limits, Server};
 pub use session::{Directory, DirectoryError, Environment, Handler, KnownKey, Session, Terminal};
 pub use streams::{Output, Stdin};

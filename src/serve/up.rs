@@ -23,12 +23,12 @@ use crate::driver::local::LocalDriver;
 use crate::model::store::{self, StoreError};
 use crate::model::{App, Chain, Fingerprint, PublicKey, UserName};
 use crate::oci::{Host, Platform, Reference};
-use crate::publish::Publisher;
+use crate::publish::{Place, Publisher};
 use crate::push::log::Logs;
-use crate::push::{Pushes, Stages};
+use crate::push::{Metrics, Pushes, Stages};
 use crate::receive::keys::KeysError;
 use crate::receive::{self, HostKey, HostKeyError};
-use crate::registry::client::{Client, ClientConfig, Credential, Credentials, Reach};
+use crate::registry::client::{Client, CredentialsError};
 use crate::registry::server as registry;
 use crate::router::{self, RouteTable, RouterConfig};
 use crate::runtime::processes::{Images, LocalImage, Policy, Processes, ProcessesConfig};
@@ -64,6 +64,9 @@ pub enum UpError {
     /// The registry.
     #[error("cannot open the registry")]
     Registry(#[source] registry::ServerError),
+    /// What the registry is written with.
+    #[error("cannot use the registry's credentials")]
+    Credentials(#[source] CredentialsError),
     /// The id map.
     #[error("cannot choose the ids of sandboxes")]
     Ids(#[source] crate::sandbox::SandboxError),
@@ -238,7 +241,7 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     Ok(())
 }
 
-fn make_directory(path: &Path) -> Result<(), UpError> {
+pub(super) fn make_directory(path: &Path) -> Result<(), UpError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| UpError::Directory { path: path.to_owned(), source })
 }
@@ -292,14 +295,9 @@ fn stages(
     let data = &settings.data;
     #[expect(clippy::expect_used, reason = "a socket address is a host and a port")]
     let host: Host = addresses.registry().parse().expect("the registry's address is a host");
+    let place = Place::own(host.clone(), registry.tokens().clone());
     // The server's own token outlives any run of it that has not been restarted for a year.
-    let token = registry.tokens().for_server(Duration::from_secs(366 * 24 * 3600));
-    let credential = Credential::Basic { username: "hephy".to_owned(), password: token };
-    let client = Client::new(ClientConfig {
-        credentials: Credentials::none().with(&host, credential),
-        reach: Reach::plain(host.clone()),
-        ..ClientConfig::default()
-    });
+    let client = place.client(Duration::from_secs(366 * 24 * 3600)).map_err(UpError::Credentials)?;
     let layers = layers_directory(data);
     let runtime = Processes::new(
         ProcessesConfig {
@@ -325,8 +323,8 @@ fn stages(
             LocalDriver::new(start.executable.clone(), data.clone()).trusting(settings.ca_bundle.clone()),
         ),
         runtime: Arc::new(runtime),
-        publisher: Publisher::new(client.clone(), host.clone()),
-        tokens: registry.tokens().clone(),
+        publisher: Publisher::new(client, place.clone()),
+        place,
         repositories: data.join("repositories"),
         logs: Logs::new(data.join("builds")),
         addresses: addresses.clone(),
@@ -335,11 +333,12 @@ fn stages(
             memory_bytes: settings.build_memory_bytes,
             cpus: settings.build_cpus,
         },
+        metrics: Metrics::default(),
     })
 }
 
 /// Takes the running apps over, and starts in the background what should run and does not.
-async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
+pub(super) async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
     let mut versions = Vec::new();
     for app in store::list::<App>(&*stages.store, "").await? {
         versions.extend(crate::push::current_version(&*stages.store, &app).await?);
@@ -430,17 +429,17 @@ impl Services {
     }
 }
 
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

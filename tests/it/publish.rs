@@ -61,7 +61,7 @@ impl Scene {
     async fn start() -> Self {
         let registry = Registry::start().await;
         let client = registry.client();
-        let publisher = Publisher::new(client.clone(), registry.host());
+        let publisher = Publisher::new(client.clone(), registry.place());
         Self { registry, client, publisher }
     }
 

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Context, RegistryArguments, RegistryCommand, VerbError};
 use crate::model::App;
 use crate::model::store;
+use crate::publish::Access;
 
 #[derive(Debug, Serialize)]
 struct TokenView {
@@ -25,13 +26,17 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: RegistryArguments)
             apps.push(app.name);
         }
     }
-    let tokens = &context.server.stages().tokens;
+    let Access::Tokens(tokens) = &context.server.stages().place.access else {
+        return Err(VerbError::Said(
+            "the registry is not hephy's own: log in with what its operator gives you".to_owned(),
+        ));
+    };
     let token = if context.person.admin {
         tokens.for_server(ttl)
     } else {
         tokens.for_user(&context.person.name, &apps, ttl)
     };
-    let registry = context.server.addresses().registry();
+    let registry = context.server.addresses().registry().to_owned();
     let view = TokenView { registry, username: "hephy", password: token.reveal().clone() };
     context.show(format.format, &view, |view| format!("{}\n", view.password)).await
 }

@@ -18,6 +18,7 @@ use hephy::oci::{
     Descriptor, Digest, Host, ImageConfig, Index, Manifest, MediaType, Platform, RawManifest, Repository,
     Target,
 };
+use hephy::publish::Place;
 use hephy::registry::client::{BlobSource, Client, ClientConfig, Credential, Credentials};
 use hephy::registry::server::{Server, ServerConfig};
 use tempfile::TempDir;
@@ -61,6 +62,10 @@ impl Registry {
 
     pub(crate) fn host(&self) -> Host {
         self.address.to_string().parse().unwrap()
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place::own(self.host(), self.server.tokens().clone())
     }
 
     pub(crate) fn repository(&self, name: &str) -> Repository {

@@ -1,0 +1,84 @@
+//! The registry of a platform: its name, where an app's repository is in it, and who may write there.
+
+use std::time::Duration;
+
+use crate::model::{AppName, Secret};
+use crate::oci::{Host, Repository, RepositoryName};
+use crate::registry::client::{Client, ClientConfig, Credential, Credentials, CredentialsError, Reach};
+use crate::registry::server::{TokenIssuer, docker_config};
+
+/// Where a platform keeps what it publishes.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The registry, as this process and the engines reach it.
+    pub host: Host,
+    /// What every repository is below; nothing in a registry of our own.
+    pub prefix: Option<RepositoryName>,
+    /// It speaks plain HTTP.
+    pub is_plain: bool,
+    /// Who may write.
+    pub access: Access,
+}
+
+/// Who may write to a registry.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Who has a token of ours: the registry is our own.
+    Tokens(TokenIssuer),
+    /// Who has what this Docker configuration says: the registry is somebody else's.
+    DockerConfig(Secret<String>),
+    /// Everybody.
+    Open,
+}
+
+impl Place {
+    /// A registry of our own, which speaks plain HTTP to this machine or this cluster.
+    #[must_use]
+    pub const fn own(host: Host, tokens: TokenIssuer) -> Self {
+        Self { host, prefix: None, is_plain: true, access: Access::Tokens(tokens) }
+    }
+
+    /// The repository of an app.
+    pub fn repository(&self, app: &AppName) -> Result<Repository, crate::oci::NameError> {
+        let name = match &self.prefix {
+            Some(prefix) => format!("{prefix}/{app}").parse()?,
+            None => app.as_str().parse()?,
+        };
+        Ok(Repository { host: self.host.clone(), name })
+    }
+
+    /// The namespaces where a base is looked for before its own registry.
+    #[must_use]
+    pub fn mirrors(&self) -> Vec<String> {
+        match &self.prefix {
+            Some(prefix) => vec![format!("{}/{prefix}/mirror", self.host)],
+            None => vec![format!("{}/mirror", self.host)],
+        }
+    }
+
+    /// What a build of `app` may do, as a Docker configuration: in a registry of our own write to its own repositories and
+    /// read the others, for `valid`.
+    #[must_use]
+    pub fn docker_config(&self, app: &AppName, valid: Duration) -> Option<String> {
+        match &self.access {
+            Access::Tokens(tokens) => Some(docker_config(&self.host, &tokens.for_build(app, valid))),
+            Access::DockerConfig(config) => Some(config.reveal().clone()),
+            Access::Open => None,
+        }
+    }
+
+    /// A client that may do everything that the platform may.
+    pub fn client(&self, valid: Duration) -> Result<Client, CredentialsError> {
+        let credentials = match &self.access {
+            Access::Tokens(tokens) => {
+                let token = tokens.for_server(valid);
+                let credential = Credential::Basic { username: "hephy".to_owned(), password: token };
+                Credentials::none().with(&self.host, credential)
+            }
+            Access::DockerConfig(config) => Credentials::docker_config_json(config.reveal())?,
+            Access::Open => Credentials::none(),
+        };
+        let reach = if self.is_plain { Reach::plain(self.host.clone()) } else { Reach::default() };
+        Ok(Client::new(ClientConfig { credentials, reach, ..ClientConfig::default() }))
+    }
+}
