@@ -15,6 +15,7 @@ mod cache;
 mod keys;
 mod remote;
 mod render;
+mod router;
 mod up;
 pub mod verbs;
 
@@ -39,6 +40,8 @@ struct CommandLine {
 enum Subject {
     /// Receive, build, publish, release and run on this machine
     Up(Box<up::UpArguments>),
+    /// Send requests to the apps of a cluster by their Host header
+    Router(Box<router::RouterArguments>),
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArguments>),
     /// Make a base image from Debian's packages
@@ -63,6 +66,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     };
     match parsed.command {
         Subject::Up(arguments) => up::run(*arguments),
+        Subject::Router(arguments) => router::run(*arguments),
         Subject::Build(arguments) => build::run(&arguments),
         Subject::Base(arguments) => base::run(&arguments),
         Subject::Cache(arguments) => cache::run(&arguments),

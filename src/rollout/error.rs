@@ -94,6 +94,16 @@ pub enum RuntimeError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The cluster would not do it.
+    #[error("cannot {action} of `{app}`")]
+    Cluster {
+        /// What was being done, with its object: `apply the Deployment hello--web`.
+        action: String,
+        /// Whose.
+        app: AppName,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A file of the runtime's own.
     #[error("cannot keep the runtime's state in `{path}`")]
     State {
@@ -159,6 +169,14 @@ pub enum Obstacle {
         /// How long was waited.
         within: Duration,
     },
+    /// The place where it should run does not take it, or took it away.
+    #[error("cannot run: {why}")]
+    Blocked {
+        /// What that place says, with the limit involved.
+        why: String,
+        /// What to do about it, a sentence.
+        hint: Option<String>,
+    },
     /// It could not be started at all.
     #[error("could not be started: {0}")]
     Failed(String),
@@ -185,6 +203,7 @@ impl RuntimeError {
             | Self::Image { .. }
             | Self::Layers { .. }
             | Self::Instance { .. }
+            | Self::Cluster { .. }
             | Self::State { .. } => Fault::Platform,
         }
     }
@@ -207,6 +226,7 @@ impl RuntimeError {
             | Self::User { .. }
             | Self::StopSignal(_)
             | Self::Instance { .. }
+            | Self::Cluster { .. }
             | Self::State { .. } => Vec::new(),
         }
     }
@@ -253,6 +273,7 @@ impl NotReady {
             Obstacle::Crashed { how, .. } if how == "exit status 127" => {
                 vec!["127 is the shell's word for a command that was not found.".to_owned()]
             }
+            Obstacle::Blocked { hint, .. } => hint.iter().cloned().collect(),
             Obstacle::Crashed { .. } | Obstacle::NeverRan { .. } | Obstacle::Failed(_) => Vec::new(),
         }
     }

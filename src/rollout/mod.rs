@@ -55,7 +55,16 @@ pub async fn rollout<'a>(
     };
     let (started, ()) = tokio::join!(start, report);
     started?;
-    runtime.switch(version).await?;
+    if let Err(error) = runtime.switch(version).await {
+        // Where a version serves as soon as it is ready, it does so already. A newer one is not to be touched.
+        if !matches!(error, RuntimeError::Stale { .. })
+            && let Err(undo) = runtime.undo(version, previous).await
+        {
+            let app = &version.release.app;
+            tracing::error!(%app, error = &undo as &dyn std::error::Error, "a version cannot be taken back");
+        }
+        return Err(error);
+    }
     let summary = summary(version, previous.is_some());
     let line = format!("{summary:<54} {:.1}s", began.elapsed().as_secs_f64());
     drop(progress.send(PushEvent::Line(line)));

@@ -1,5 +1,6 @@
 //! What the router is told: its domain and its limits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The router's settings; [`RouterConfig::new`] gives every limit its default.
@@ -28,6 +29,8 @@ pub struct RouterConfig {
     pub response_timeout: Duration,
     /// How long requests in flight may take to end once the router shuts down.
     pub drain: Duration,
+    /// What clients are spoken to over TLS with; plainly where there is none.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl RouterConfig {
@@ -46,6 +49,7 @@ impl RouterConfig {
             connect_timeout: Duration::from_secs(5),
             response_timeout: Duration::from_mins(5),
             drain: Duration::from_secs(30),
+            tls: None,
         }
     }
 }

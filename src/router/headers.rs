@@ -74,6 +74,8 @@ pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 pub(super) struct Origin<'a> {
     pub(super) client: IpAddr,
     pub(super) host: &'a HeaderValue,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
     /// The port that the client named, or else the scheme's own.
     pub(super) port: &'a str,
     pub(super) trust_forwarded: bool,
@@ -95,7 +97,7 @@ pub(super) fn describe_origin(headers: &mut HeaderMap, origin: &Origin<'_>) -> S
         headers.insert(FORWARDED_FOR, value);
     }
     headers.entry(FORWARDED_HOST).or_insert_with(|| origin.host.clone());
-    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(origin.scheme));
     if let Ok(port) = HeaderValue::from_str(origin.port) {
         headers.entry(FORWARDED_PORT).or_insert(port);
     }
@@ -175,7 +177,10 @@ mod tests {
     fn described(mut headers: HeaderMap, trust_forwarded: bool) -> HeaderMap {
         let host = HeaderValue::from_static("a.localhost:8080");
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        describe_origin(&mut headers, &Origin { client, host: &host, port: "8080", trust_forwarded });
+        describe_origin(
+            &mut headers,
+            &Origin { client, host: &host, scheme: "http", port: "8080", trust_forwarded },
+        );
         headers
     }
 

@@ -77,10 +77,13 @@ impl Proxy {
         headers::remove_hop_by_hop(&mut headers);
         headers::join_cookies(&mut headers);
         let port = host.to_str().map_or("", host::port).trim_start_matches(':');
-        let port = if port.is_empty() { "80" } else { port };
+        let (scheme, usual) = if self.config.tls.is_some() { ("https", "443") } else { ("http", "80") };
+        let port = if port.is_empty() { usual } else { port };
         let trust_forwarded = self.config.trust_forwarded;
-        let id =
-            headers::describe_origin(&mut headers, &Origin { client, host: &host, port, trust_forwarded });
+        let id = headers::describe_origin(
+            &mut headers,
+            &Origin { client, host: &host, scheme, port, trust_forwarded },
+        );
         headers.insert(HOST, host);
         if let Some(protocol) = &protocol {
             headers::set_upgrade(&mut headers, protocol.clone());

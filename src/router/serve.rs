@@ -2,18 +2,21 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::backend::Connection;
 use super::config::RouterConfig;
 use super::connection::Watched;
 use super::proxy::Proxy;
@@ -45,17 +48,19 @@ pub async fn serve(
         if stream.set_nodelay(true).is_err() {
             continue;
         }
-        let stream = Watched::new(stream, proxy.config.header_timeout, proxy.config.idle_timeout);
-        let proxy = Arc::clone(&proxy);
-        let service = service_fn(move |request| {
-            let proxy = Arc::clone(&proxy);
-            async move { Ok::<_, Infallible>(proxy.respond(request, peer.ip()).await) }
-        });
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection.into_owned());
+        let (proxy, builder, watcher) = (Arc::clone(&proxy), builder.clone(), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(error, "a client's connection ended");
+            let client = Client { peer, proxy, builder, watcher };
+            match client.proxy.config.tls.clone() {
+                None => client.serve(stream).await,
+                Some(tls) => {
+                    let handshake = TlsAcceptor::from(tls).accept(stream);
+                    match tokio::time::timeout(client.proxy.config.header_timeout, handshake).await {
+                        Ok(Ok(stream)) => client.serve(stream).await,
+                        Ok(Err(error)) => debug!(%error, "a client's handshake failed"),
+                        Err(_) => debug!("a client's handshake took too long"),
+                    }
+                }
             }
             drop(permit);
         });
@@ -63,6 +68,31 @@ pub async fn serve(
     drop(listener);
     if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
         warn!("requests were still in flight when the router's time to drain was over");
+    }
+}
+
+/// Somebody who is connected.
+struct Client {
+    peer: SocketAddr,
+    proxy: Arc<Proxy>,
+    builder: Builder<TokioExecutor>,
+    watcher: Watcher,
+}
+
+impl Client {
+    /// Answers what comes over `stream` until it ends.
+    async fn serve(self, stream: impl Connection) {
+        let config = &self.proxy.config;
+        let stream = Watched::new(stream, config.header_timeout, config.idle_timeout);
+        let (proxy, peer) = (Arc::clone(&self.proxy), self.peer);
+        let service = service_fn(move |request| {
+            let proxy = Arc::clone(&proxy);
+            async move { Ok::<_, Infallible>(proxy.respond(request, peer.ip()).await) }
+        });
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        if let Err(error) = self.watcher.watch(connection.into_owned()).await {
+            debug!(error, "a client's connection ended");
+        }
     }
 }
 

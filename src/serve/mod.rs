@@ -22,6 +22,7 @@ mod options;
 pub mod people;
 mod ports;
 mod queue;
+pub mod router;
 pub mod up;
 mod upkeep;
 

@@ -4,6 +4,7 @@
 mod architecture;
 mod bases;
 mod build;
+mod cluster;
 mod dependencies;
 mod documents;
 mod driver_conformance;

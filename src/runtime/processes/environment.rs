@@ -6,28 +6,12 @@ use super::LocalImage;
 use super::directory::Id;
 use crate::oci::ImageConfig;
 use crate::rollout::{RuntimeError, Version};
+use crate::runtime::environment::of_release;
 
-const DEFAULT_PORT: u16 = 5000;
+pub(super) use crate::runtime::environment::{image_command, port};
+
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const SIGTERM: i32 = 15;
-
-/// Where the app is to listen: as the config says, else the one TCP port that the image exposes, else 5000.
-pub(super) fn port(version: &Version, image: &ImageConfig) -> Result<u16, RuntimeError> {
-    let set = version.variables.iter().find(|(name, _)| name.as_str() == "PORT");
-    if let Some((_, value)) = set {
-        let value = value.reveal();
-        let port = value.parse().ok().filter(|port| *port > 0);
-        return port.ok_or_else(|| RuntimeError::Port(value.clone()));
-    }
-    let mut exposed = image.config.exposed_ports.iter().filter_map(|port| {
-        let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-        number.parse::<u16>().ok().filter(|number| *number > 0 && protocol.eq_ignore_ascii_case("tcp"))
-    });
-    match (exposed.next(), exposed.next()) {
-        (Some(port), None) => Ok(port),
-        _ => Ok(DEFAULT_PORT),
-    }
-}
 
 /// Every variable of an instance: the image's own, then ours, then the config, each over those before.
 pub(super) fn variables(version: &Version, image: &LocalImage, id: &Id, port: u16) -> Vec<(String, String)> {
@@ -39,21 +23,8 @@ pub(super) fn variables(version: &Version, image: &LocalImage, id: &Id, port: u1
         let (name, value) = line.split_once('=').unwrap_or((line, ""));
         variables.insert(name.to_owned(), value.to_owned());
     }
-    let release = &version.release;
-    let ours = [
-        ("PORT", port.to_string()),
-        ("HOSTNAME", hostname(id)),
-        ("HEPHY_APP", release.app.to_string()),
-        ("HEPHY_RELEASE", release.number.to_string()),
-        ("HEPHY_PROCESS", id.instance.to_string()),
-        ("HEPHY_COMMIT", release.commit.to_string()),
-        // Deis Workflow's names, so that what ran there runs here.
-        ("DEIS_APP", release.app.to_string()),
-        ("WORKFLOW_RELEASE", release.number.to_string()),
-        ("WORKFLOW_RELEASE_SUMMARY", release.summary.clone()),
-        ("WORKFLOW_RELEASE_CREATED_AT", release.created_at.to_string()),
-        ("SOURCE_VERSION", release.commit.to_string()),
-    ];
+    let ours = [("HOSTNAME", hostname(id)), ("HEPHY_PROCESS", id.instance.to_string())];
+    let ours = of_release(&version.release, port).into_iter().chain(ours);
     variables.extend(ours.map(|(name, value)| (name.to_owned(), value)));
     for (name, value) in &version.variables {
         variables.insert(name.as_str().to_owned(), value.reveal().clone());
@@ -74,12 +45,6 @@ pub(super) fn command(version: &Version, image: &ImageConfig, id: &Id) -> Result
     }
     let argv = image_command(image);
     if argv.is_empty() { Err(RuntimeError::NoCommand(process_type.clone())) } else { Ok(argv) }
-}
-
-/// The image's entrypoint and its arguments.
-pub(super) fn image_command(image: &ImageConfig) -> Vec<String> {
-    let parts = [&image.config.entrypoint, &image.config.cmd];
-    parts.into_iter().flatten().flatten().cloned().collect()
 }
 
 /// The signal that asks an instance to end: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`; `SIGTERM` where the image names none.

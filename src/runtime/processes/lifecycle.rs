@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::directory::{Found, Id};
@@ -17,21 +16,7 @@ use super::{App, Shared, launch};
 use crate::model::{AppName, ProcessType, ReleaseNumber};
 use crate::rollout::{EventSink, InstanceName, RuntimeError, Version};
 use crate::router::{Backend, Retired};
-
-/// Runs `work` in a task that outlives its caller; the token is cancelled when the caller is gone.
-pub(super) async fn in_task<T, F>(
-    app: &AppName,
-    work: impl FnOnce(CancellationToken) -> F,
-) -> Result<T, RuntimeError>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
-{
-    let cancel = CancellationToken::new();
-    let _cancelled_when_dropped = cancel.clone().drop_guard();
-    let done = tokio::spawn(work(cancel)).await;
-    done.map_err(|source| RuntimeError::BrokeOff { app: app.clone(), source })?
-}
+use crate::runtime::task::in_task;
 
 pub(super) async fn start(
     shared: &Arc<Shared>,

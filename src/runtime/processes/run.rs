@@ -9,10 +9,10 @@ use tokio_util::task::TaskTracker;
 
 use super::directory::{Found, Id};
 use super::instance::end_all;
-use super::lifecycle::in_task;
 use super::{Shared, environment, launch, logs};
 use crate::model::ProcessType;
 use crate::rollout::{InstanceName, RunOutput, RuntimeError, Version};
+use crate::runtime::task::in_task;
 use crate::sandbox::Outcome;
 use crate::sandbox::app::AppState;
 

@@ -1,0 +1,408 @@
+//! Waiting until the Deployments of a version are what they should be, and finding out why they are not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use tokio::time::{Instant, sleep};
+
+use super::deployment::Recipe;
+use super::objects::failed;
+use super::pods::{self, Instance, how};
+use super::state::{hint, release_of, type_of};
+use super::{Policy, Shared, logs, names};
+use crate::kubernetes::{PodTrouble, trouble};
+use crate::model::{AppName, ProcessType, ReleaseNumber};
+use crate::rollout::{EventSink, InstanceName, NotReady, Obstacle, RuntimeError, RuntimeEvent, Version};
+
+/// How often the cluster is asked.
+const INTERVAL: Duration = Duration::from_millis(400);
+/// After which the one who waits is told that an instance takes no connections yet.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+/// How many of its last lines explain a failure.
+const LAST_LINES: usize = 20;
+
+/// Returns when exactly the wanted instances of `version` run, each ready for the minimum time.
+///
+/// What is not ready and will not be is an error; what takes long is told to `events`, each thing once.
+pub(super) async fn wait(
+    shared: &Shared,
+    recipe: &Recipe<'_>,
+    version: &Version,
+    events: &EventSink,
+) -> Result<(), RuntimeError> {
+    let (app, release) = (&version.release.app, version.release.number);
+    let mut watch = Watch::new(version, shared.config.policy, recipe, events);
+    loop {
+        let deployments = shared.objects.list::<Deployment>(&names::selector(Some(app))).await;
+        let deployments = deployments.map_err(failed("list the Deployments", app))?;
+        let mut instances = pods::list(&shared.objects, app).await?;
+        instances.retain(|instance| instance.release == release && !instance.is_leaving());
+        if let Some(current) = overtaken(&deployments, version) {
+            return Err(RuntimeError::Stale { app: app.clone(), release, current });
+        }
+        watch.count(&instances);
+        if version.wanted().all(|(name, count)| is_complete(&deployments, name, release, count)) {
+            watch.complete();
+            return Ok(());
+        }
+        if let Some((instance, obstacle)) = watch.obstacle(&deployments, &instances) {
+            let found = instances.iter().find(|found| found.name == instance);
+            let lines = match found {
+                Some(found) => logs::last_lines(&shared.objects, found, LAST_LINES).await,
+                None => Vec::new(),
+            };
+            let app = app.clone();
+            return Err(RuntimeError::NotReady(Box::new(NotReady { app, instance, obstacle, lines })));
+        }
+        sleep(INTERVAL).await;
+    }
+}
+
+fn of_type<'a>(deployments: &'a [Deployment], process_type: &ProcessType) -> Option<&'a Deployment> {
+    deployments.iter().find(|found| type_of(&found.metadata).as_ref() == Some(process_type))
+}
+
+/// The release that another server began meanwhile.
+fn overtaken(deployments: &[Deployment], version: &Version) -> Option<ReleaseNumber> {
+    let ours = version.release.processes.keys().filter_map(|name| of_type(deployments, name));
+    ours.filter_map(|found| release_of(&found.metadata)).find(|release| *release > version.release.number)
+}
+
+/// Whether the controller has seen the Deployment as it is now, and made of it what it says.
+fn is_complete(
+    deployments: &[Deployment],
+    process_type: &ProcessType,
+    release: ReleaseNumber,
+    count: u32,
+) -> bool {
+    let Some(deployment) = of_type(deployments, process_type) else { return false };
+    let Some(status) = &deployment.status else { return false };
+    let wanted = i32::try_from(count).unwrap_or(i32::MAX);
+    let is = |number: Option<i32>| number.unwrap_or(0) == wanted;
+    release_of(&deployment.metadata) == Some(release)
+        && status.observed_generation >= deployment.metadata.generation
+        && is(deployment.spec.replicas)
+        && is(status.replicas)
+        && is(status.updated_replicas)
+        && is(status.available_replicas)
+}
+
+/// What is remembered from one look to the next.
+struct Watch<'a> {
+    policy: Policy,
+    ready_timeout: Duration,
+    port: u16,
+    app: &'a AppName,
+    events: &'a EventSink,
+    wanted: BTreeMap<ProcessType, u32>,
+    /// How many were ready at most, of each type.
+    ready: BTreeMap<ProcessType, u32>,
+    /// Since when each pod is as it is.
+    since: BTreeMap<(String, Stage), Instant>,
+    /// When an instance more became ready for the last time.
+    progress: Instant,
+    told: BTreeSet<(ProcessType, String)>,
+}
+
+/// What a pod may be stuck in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// It has no node, or no image yet.
+    Pending,
+    /// Something refuses it.
+    Refused,
+    /// Its process runs, and it is not ready.
+    Running,
+    /// It is ready.
+    Ready,
+}
+
+/// What one look at a pod shows.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Ready,
+    /// It may yet become ready, within the time for its stage.
+    Not {
+        stage: Stage,
+        why: Option<String>,
+        otherwise: Obstacle,
+    },
+    /// It will not become ready.
+    Over(Obstacle),
+}
+
+impl<'a> Watch<'a> {
+    fn new(version: &'a Version, policy: Policy, recipe: &Recipe<'_>, events: &'a EventSink) -> Self {
+        Self {
+            policy,
+            ready_timeout: recipe.ready_timeout(),
+            port: recipe.port,
+            app: &version.release.app,
+            events,
+            wanted: version.wanted().map(|(name, count)| (name.clone(), count)).collect(),
+            ready: BTreeMap::new(),
+            since: BTreeMap::new(),
+            progress: Instant::now(),
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// How long a pod has been in a stage, without a break.
+    fn within(&mut self, instance: &Instance, stage: Stage) -> Duration {
+        let uid = instance.uid().to_owned();
+        self.since.retain(|(of, other), _| *of != uid || *other == stage);
+        self.since.entry((uid, stage)).or_insert_with(Instant::now).elapsed()
+    }
+
+    /// Tells of every instance more that has been ready for the minimum time.
+    fn count(&mut self, instances: &[Instance]) {
+        let mut ready: BTreeMap<ProcessType, u32> = BTreeMap::new();
+        for instance in instances {
+            if instance.is_ready() && self.within(instance, Stage::Ready) >= self.policy.minimum_ready {
+                *ready.entry(instance.name.process_type.clone()).or_default() += 1;
+            }
+        }
+        for (process_type, count) in ready {
+            self.reached(&process_type, count);
+        }
+    }
+
+    /// The Deployments say that all are ready, sooner than our own clock.
+    fn complete(&mut self) {
+        for (process_type, count) in self.wanted.clone() {
+            self.reached(&process_type, count);
+        }
+    }
+
+    fn reached(&mut self, process_type: &ProcessType, count: u32) {
+        let Some(wanted) = self.wanted.get(process_type).copied() else { return };
+        let before = self.ready.get(process_type).copied().unwrap_or(0);
+        for ready in before + 1..=count.min(wanted) {
+            self.progress = Instant::now();
+            self.ready.insert(process_type.clone(), ready);
+            // That nobody listens is no error.
+            drop(self.events.send(RuntimeEvent::Ready { process_type: process_type.clone(), ready, wanted }));
+        }
+    }
+
+    fn tell(&mut self, instance: &InstanceName, text: String) {
+        if self.told.insert((instance.process_type.clone(), text.clone())) {
+            drop(self.events.send(RuntimeEvent::Waiting { instance: instance.clone(), text }));
+        }
+    }
+
+    /// What keeps the version from becoming ready, if that is sure by now.
+    fn obstacle(
+        &mut self,
+        deployments: &[Deployment],
+        instances: &[Instance],
+    ) -> Option<(InstanceName, Obstacle)> {
+        for instance in instances {
+            let (stage, why, otherwise) = match look(instance, self.port, self.ready_timeout, &self.policy) {
+                Seen::Ready => continue,
+                Seen::Over(obstacle) => return Some((instance.name.clone(), obstacle)),
+                Seen::Not { stage, why, otherwise } => (stage, why, otherwise),
+            };
+            let elapsed = self.within(instance, stage);
+            let (limit, patience) = match stage {
+                Stage::Pending => (self.policy.pending, Duration::ZERO),
+                Stage::Refused => (self.policy.refused, Duration::ZERO),
+                Stage::Running | Stage::Ready => (self.ready_timeout, TELL_AFTER),
+            };
+            if elapsed >= limit {
+                return Some((instance.name.clone(), otherwise));
+            }
+            if let (Some(why), true) = (why, elapsed >= patience) {
+                self.tell(&instance.name, why);
+            }
+        }
+        self.refusal(deployments).or_else(|| self.standstill())
+    }
+
+    /// Pods that cannot even be made: a quota, a limit range, Pod Security.
+    fn refusal(&mut self, deployments: &[Deployment]) -> Option<(InstanceName, Obstacle)> {
+        for process_type in self.wanted.keys().cloned().collect::<Vec<_>>() {
+            let Some(why) = of_type(deployments, &process_type).and_then(refusal) else {
+                self.since.remove(&(process_type.to_string(), Stage::Refused));
+                continue;
+            };
+            let key = (process_type.to_string(), Stage::Refused);
+            let since = *self.since.entry(key).or_insert_with(Instant::now);
+            let instance = InstanceName { process_type, number: 1 };
+            if since.elapsed() >= self.policy.refused {
+                let hint = hint(&why);
+                return Some((instance, Obstacle::Blocked { why, hint }));
+            }
+            self.tell(&instance, format!("waits: {why}"));
+        }
+        None
+    }
+
+    /// No instance more became ready for longer than one may take in all.
+    fn standstill(&self) -> Option<(InstanceName, Obstacle)> {
+        let within = self.policy.pending + self.ready_timeout + self.policy.minimum_ready;
+        if self.progress.elapsed() < within {
+            return None;
+        }
+        let lacks =
+            |(name, wanted): &(&ProcessType, &u32)| self.ready.get(*name).copied().unwrap_or(0) < **wanted;
+        let (process_type, _) = self.wanted.iter().find(lacks).or_else(|| self.wanted.iter().next())?;
+        tracing::warn!(app = %self.app, "a rollout does not get on");
+        Some((InstanceName { process_type: process_type.clone(), number: 1 }, Obstacle::NeverRan { within }))
+    }
+}
+
+/// Why the controller cannot make pods, without the name of one.
+fn refusal(deployment: &Deployment) -> Option<String> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
+    let is = |text: &Option<String>, wanted: &str| text.as_deref() == Some(wanted);
+    let condition = conditions.iter().find(|c| is(&c.type_, "ReplicaFailure") && is(&c.status, "True"))?;
+    let message = condition.message.clone().unwrap_or_default();
+    Some(match message.split_once(" is forbidden: ") {
+        Some((_, why)) => why.to_owned(),
+        None => message,
+    })
+}
+
+/// What one look at a pod shows.
+fn look(instance: &Instance, port: u16, ready_timeout: Duration, policy: &Policy) -> Seen {
+    let blocked = |why: String| Obstacle::Blocked { why, hint: None };
+    let waits = |stage, trouble: &PodTrouble| {
+        let why = trouble.to_string();
+        Seen::Not { stage, why: Some(format!("waits: {why}")), otherwise: blocked(why) }
+    };
+    match trouble(&instance.pod) {
+        // The Deployment puts another in its place.
+        Some(trouble) if trouble.is_passing() => waits(Stage::Pending, &trouble),
+        Some(trouble @ PodTrouble::Unschedulable { .. }) => waits(Stage::Pending, &trouble),
+        Some(trouble @ PodTrouble::ImagePull { .. }) => match &trouble {
+            PodTrouble::ImagePull { reason, .. } if reason == "InvalidImageName" => {
+                Seen::Over(blocked(trouble.to_string()))
+            }
+            _ => waits(Stage::Refused, &trouble),
+        },
+        Some(trouble @ PodTrouble::NotStarted { .. }) => waits(Stage::Refused, &trouble),
+        Some(trouble @ (PodTrouble::OutOfMemory { .. } | PodTrouble::DeadlineExceeded)) => {
+            Seen::Over(blocked(trouble.to_string()))
+        }
+        Some(PodTrouble::CrashLoop { .. }) => Seen::Over(crashed(instance)),
+        // The first time it is started again at once; who waits should know.
+        Some(PodTrouble::Exited { .. }) if instance.restarts() == 0 => {
+            let why = format!("{}, and is started again", crashed(instance));
+            Seen::Not { stage: Stage::Running, why: Some(why), otherwise: crashed(instance) }
+        }
+        Some(PodTrouble::Evicted { .. } | PodTrouble::Disrupted { .. } | PodTrouble::Exited { .. }) => {
+            Seen::Over(crashed(instance))
+        }
+        None if instance.restarts() > 1 => Seen::Over(crashed(instance)),
+        None if instance.is_ready() => Seen::Ready,
+        None if instance.running_since().is_some() => running(instance, port, ready_timeout),
+        None => {
+            let otherwise = Obstacle::NeverRan { within: policy.pending };
+            Seen::Not { stage: Stage::Pending, why: None, otherwise }
+        }
+    }
+}
+
+fn running(instance: &Instance, port: u16, within: Duration) -> Seen {
+    let (why, otherwise) = if instance.name.process_type == ProcessType::web() {
+        let why = format!("does not take connections on port {port} yet");
+        (Some(why), Obstacle::NeverListened { port, within })
+    } else {
+        (None, Obstacle::NeverRan { within })
+    };
+    Seen::Not { stage: Stage::Running, why, otherwise }
+}
+
+fn crashed(instance: &Instance) -> Obstacle {
+    let Some(ended) = instance.ended() else {
+        return Obstacle::Crashed { how: "an error".to_owned(), after: Duration::ZERO };
+    };
+    let times = ended.started_at.as_ref().zip(ended.finished_at.as_ref());
+    let after = times.and_then(|(from, to)| Duration::try_from(to.0.duration_since(from.0)).ok());
+    Obstacle::Crashed { how: how(ended), after: after.unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::pods::instances;
+    use super::super::pods::tests::{container, pod};
+    use super::*;
+
+    const MADE: &str = "2026-01-01T00:00:00Z";
+
+    fn seen(status: &Value) -> Seen {
+        let instance = instances(vec![pod("a", MADE, status)]).remove(0);
+        look(&instance, 5000, Duration::from_mins(1), &Policy::default())
+    }
+
+    #[test]
+    fn ending_once_is_told_and_ending_again_is_the_end() {
+        let ended = json!({"terminated": {"exitCode": 3, "reason": "Error",
+            "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:02Z"}});
+        let Seen::Not { why: Some(why), .. } = seen(&container(&ended, &json!({}), 0)) else {
+            panic!("once")
+        };
+        assert_eq!(why, "ended with exit status 3 after 2.0s, and is started again");
+        let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        let Seen::Over(obstacle) = seen(&container(&waiting, &ended, 1)) else { panic!("again") };
+        assert_eq!(obstacle.to_string(), "ended with exit status 3 after 2.0s");
+        let running = json!({"running": {"startedAt": MADE}});
+        assert!(matches!(seen(&container(&running, &ended, 1)), Seen::Not { stage: Stage::Running, .. }));
+        assert!(matches!(seen(&container(&running, &ended, 2)), Seen::Over(_)));
+    }
+
+    #[test]
+    fn what_keeps_a_pod_from_starting_is_told_with_the_clusters_words() {
+        let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "not found"}});
+        let Seen::Not { stage, why, otherwise } = seen(&container(&waiting, &json!({}), 0)) else { panic!() };
+        assert_eq!(stage, Stage::Refused);
+        assert_eq!(why.unwrap(), "waits: the image i cannot be pulled (ImagePullBackOff): not found");
+        assert_eq!(
+            otherwise.to_string(),
+            "cannot run: the image i cannot be pulled (ImagePullBackOff): not found"
+        );
+        let unscheduled = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+            "reason": "Unschedulable", "message": "0/2 nodes are available"}]});
+        assert!(matches!(seen(&unscheduled), Seen::Not { stage: Stage::Pending, why: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_refusal_names_the_rule_and_not_the_pod() {
+        let deployment: Deployment = serde_json::from_value(json!({"status": {"conditions": [{
+            "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+            "message": "pods \"hello--web-6b8d-x2\" is forbidden: exceeded quota: small, requested: pods=1",
+        }]}}))
+        .unwrap();
+        let why = refusal(&deployment).unwrap();
+        assert_eq!(why, "exceeded quota: small, requested: pods=1");
+        assert!(hint(&why).unwrap().contains("ResourceQuota"));
+    }
+
+    #[test]
+    fn a_deployment_is_complete_when_the_controller_has_seen_it_and_nothing_old_is_left() {
+        let of = |generation: i64, replicas: i32, available: i32| -> Vec<Deployment> {
+            vec![
+                serde_json::from_value(json!({
+                    "metadata": {"generation": 2, "labels": {"hephy.dev/process-type": "web"},
+                        "annotations": {"hephy.dev/release": "v2"}},
+                    "spec": {"replicas": 2, "selector": {}, "template": {}},
+                    "status": {"observedGeneration": generation, "replicas": replicas,
+                        "updatedReplicas": 2, "availableReplicas": available},
+                }))
+                .unwrap(),
+            ]
+        };
+        let complete = |deployments: &[Deployment], release| {
+            is_complete(deployments, &"web".parse().unwrap(), ReleaseNumber(release), 2)
+        };
+        assert!(complete(&of(2, 2, 2), 2));
+        assert!(!complete(&of(1, 2, 2), 2), "not seen yet");
+        assert!(!complete(&of(2, 3, 2), 2), "an old one is left");
+        assert!(!complete(&of(2, 2, 1), 2), "not ready for long enough");
+        assert!(!complete(&of(2, 2, 2), 3), "of another release");
+    }
+}

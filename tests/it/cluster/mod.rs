@@ -1,0 +1,4 @@
+//! What needs a real cluster: each test makes namespaces of its own in the one that `KUBECONFIG` names.
+
+mod runtime;
+mod web_image;

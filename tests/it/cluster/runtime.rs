@@ -1,0 +1,416 @@
+//! The runtime of Deployments passes what every runtime does, on a real cluster, through hephy's own router; and it
+//! names what only a cluster does to an app.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hephy::kubernetes::Cluster;
+use hephy::model::{BuildNumber, PublishedIndex, Release, ReleaseNumber, ReleaseState, Secret as Hidden};
+use hephy::oci::{Digest, Host, ImageConfig};
+use hephy::registry::client::{Client as RegistryClient, ClientConfig, Credentials, Reach};
+use hephy::rollout::{InstanceState, Obstacle, Runtime, RuntimeError, RuntimeEvent, Version, rollout};
+use hephy::router::{RouteTable, RouterConfig, serve};
+use hephy::runtime::kubernetes::{
+    Exposure, ImageConfigs, KubernetesConfig, KubernetesRuntime, Policy, Resources, image_configs, routes,
+};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ResourceQuota};
+use kube::api::{Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::web_image;
+use crate::runtime_conformance::{self as conformance, Place, SERVE};
+
+const REGISTRY: &str = "10.88.0.1:5000";
+const DEADLINE: Duration = Duration::from_mins(3);
+
+struct Namespaced {
+    cluster: Cluster,
+    namespace: String,
+    index: PublishedIndex,
+    runtime: Arc<dyn Runtime>,
+    address: std::net::SocketAddr,
+    /// The router, which ends with its tasks.
+    router: JoinSet<()>,
+}
+
+impl Place for Namespaced {
+    const IN_PLACE: bool = true;
+
+    async fn new() -> Self {
+        Self::with(&json!({})).await
+    }
+
+    fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::clone(&self.runtime)
+    }
+
+    async fn restart(&mut self) {
+        self.runtime = runtime(&self.cluster, &self.namespace).await;
+        (self.address, self.router) = router(&self.cluster, &self.namespace).await;
+    }
+
+    fn version(&self, number: u64, processes: &[(&str, &str, u32)]) -> Version {
+        // The first process of a container ignores the signals that it has no handler for, also its own.
+        let line = |line: &str| match line.split_once("exec httpd") {
+            Some((before, arguments)) => {
+                format!("{before} trap 'exit 0' TERM; httpd {arguments} & wait $!; exit 1")
+            }
+            None => line.to_owned(),
+        };
+        let release = Release {
+            format: 1,
+            app: "hello".parse().unwrap(),
+            number: ReleaseNumber(number),
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            by: "ada".parse().unwrap(),
+            summary: "ada deployed 3f2a1c9".to_owned(),
+            build: BuildNumber(number),
+            commit: "3f2a1c9000000000000000000000000000000000".parse().unwrap(),
+            index: self.index.clone(),
+            processes: processes.iter().map(|(t, l, _)| (t.parse().unwrap(), Some(line(l)))).collect(),
+            ready_timeout_seconds: None,
+            state: ReleaseState::Pending,
+        };
+        let scale = processes.iter().map(|(name, _, count)| (name.parse().unwrap(), *count)).collect();
+        Version { release, variables: BTreeMap::new(), scale, ready_timeout: None }
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, String) {
+        let uri = format!("http://{}{path}", self.address);
+        let request = Request::builder().uri(uri).header("host", "hello.localhost");
+        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+        let response = client.request(request.body(Full::default()).unwrap()).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+}
+
+impl Namespaced {
+    /// A namespace with `labels`, and a runtime and a router for it.
+    async fn with(labels: &serde_json::Value) -> Self {
+        let cluster = Cluster::connect(None, None).await.unwrap();
+        let namespace = format!("hephy-test-runtime-{:08x}", rand::random::<u32>());
+        let object = json!({"metadata": {"name": namespace, "labels": labels}});
+        let namespaces: Api<Namespace> = Api::all(cluster.client());
+        let object = serde_json::from_value(object).unwrap();
+        namespaces.create(&PostParams::default(), &object).await.unwrap();
+        let index = web_image::push(&registry(), &host()).await;
+        let runtime = runtime(&cluster, &namespace).await;
+        let (address, router) = router(&cluster, &namespace).await;
+        Self { cluster, namespace, index, runtime, address, router }
+    }
+
+    fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(
+        &self,
+    ) -> Api<K> {
+        Api::namespaced(self.cluster.client(), &self.namespace)
+    }
+
+    async fn deploy(&self, version: &Version, previous: Option<&Version>) {
+        let progress = mpsc::unbounded_channel().0;
+        rollout(&*self.runtime, previous, version, &progress).await.unwrap().finish().await.unwrap();
+    }
+
+    /// What `start` fails with, and what was told on the way.
+    async fn failing_start(&self, version: &Version) -> (RuntimeError, Vec<String>) {
+        let (events, mut received) = mpsc::unbounded_channel::<RuntimeEvent>();
+        let error = self.runtime.start(version, &events).await.unwrap_err();
+        (error, std::iter::from_fn(|| received.try_recv().ok()).map(|event| event.to_string()).collect())
+    }
+
+    async fn up(&self) -> Vec<String> {
+        let statuses = self.runtime.status(&"hello".parse().unwrap()).await.unwrap();
+        let up = statuses.iter().filter(|status| status.state == InstanceState::Up);
+        up.map(|status| format!("{} {}", status.release, status.name)).collect()
+    }
+}
+
+impl Drop for Namespaced {
+    /// The namespace goes with everything in it.
+    fn drop(&mut self) {
+        self.router.abort_all();
+        let (cluster, namespace) = (self.cluster.clone(), self.namespace.clone());
+        let deleted = std::thread::spawn(move || {
+            let delete = async {
+                // The client's connections belong to the runtime that made them.
+                drop(cluster);
+                let cluster = Cluster::connect(None, None).await.unwrap();
+                let namespaces: Api<Namespace> = Api::all(cluster.client());
+                drop(namespaces.delete(&namespace, &DeleteParams::default()).await);
+            };
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(delete);
+        });
+        drop(deleted.join());
+    }
+}
+
+fn host() -> Host {
+    REGISTRY.parse().unwrap()
+}
+
+fn registry() -> RegistryClient {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let reach = Reach::plain(host());
+    RegistryClient::new(ClientConfig { credentials: Credentials::none(), reach, ..ClientConfig::default() })
+}
+
+async fn runtime(cluster: &Cluster, namespace: &str) -> Arc<dyn Runtime> {
+    let config = KubernetesConfig {
+        namespace: namespace.to_owned(),
+        identity: "hephy-0".to_owned(),
+        pull_host: host(),
+        pull_secret: None,
+        resources: Resources {
+            requests: [("cpu".to_owned(), "10m".to_owned()), ("memory".to_owned(), "16Mi".to_owned())].into(),
+            limits: [("memory".to_owned(), "64Mi".to_owned())].into(),
+        },
+        exposure: Exposure::Services,
+        policy: Policy {
+            ready_timeout: Duration::from_secs(30),
+            minimum_ready: Duration::from_secs(1),
+            pending: Duration::from_secs(45),
+            refused: Duration::from_secs(5),
+            drain: Duration::from_secs(2),
+            stop_grace: Duration::from_secs(5),
+            run: Duration::from_secs(60),
+        },
+    };
+    let real = image_configs(registry(), host());
+    // Of an image that is not there, only the kubelet is to find out.
+    let images: ImageConfigs = Arc::new(move |index| {
+        let read = real(index);
+        Box::pin(async move { Ok(read.await.unwrap_or_else(|_| vec![ImageConfig::default()])) })
+    });
+    Arc::new(KubernetesRuntime::new(cluster, config, images).await.unwrap())
+}
+
+async fn router(cluster: &Cluster, namespace: &str) -> (std::net::SocketAddr, JoinSet<()>) {
+    let table = RouteTable::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ready, mut is_ready) = tokio::sync::watch::channel(false);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve(listener, table.clone(), RouterConfig::new("localhost"), CancellationToken::new()));
+    let (cluster, namespace) = (cluster.clone(), namespace.to_owned());
+    tasks.spawn(async move { routes::follow(&cluster, &namespace, table, ready).await });
+    is_ready.wait_for(|ready| *ready).await.unwrap();
+    (address, tasks)
+}
+
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, looking).await.unwrap_or_else(|_| panic!("never {what}"))
+}
+
+macro_rules! conforms {
+    ($($name:ident)*) => { $(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        #[ignore = "needs a cluster: scripts/test-cluster"]
+        async fn $name() {
+            conformance::$name(Namespaced::new().await).await;
+        }
+    )* };
+}
+
+// Not among them: where an app listens instead of on its port cannot be seen from outside its pod, and old instances
+// leave as new ones become ready, not at the switch.
+conforms! {
+    a_version_serves_once_it_is_switched_to_and_not_before
+    a_version_that_ends_is_never_switched_to_and_its_last_lines_are_told
+    a_release_that_is_not_newer_is_refused
+    continuous_load_across_rollouts_sees_no_failed_request
+    a_switch_can_be_undone
+    scaling_starts_and_stops_instances_of_the_current_release
+    an_instance_that_crashes_is_started_again
+    an_instance_sees_its_variables_and_the_config_wins
+    lines_are_kept_and_followed_across_releases
+    a_command_runs_once_to_its_end
+    a_start_that_is_given_up_leaves_nothing
+    an_app_that_is_stopped_is_gone
+    a_new_server_takes_over_what_runs
+    a_new_server_finds_what_is_missing_and_scaling_brings_it_back
+}
+
+fn why(error: RuntimeError) -> String {
+    match error {
+        RuntimeError::NotReady(not_ready) => not_ready.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn what_keeps_a_version_from_running_is_named_and_the_one_before_serves_on() {
+    let place = Namespaced::new().await;
+    let first = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&first, None).await;
+
+    let mut missing = place.version(2, &[("web", SERVE, 1)]);
+    missing.release.index.digest = Digest::of(b"there is no such image");
+    let (error, told) = place.failing_start(&missing).await;
+    assert!(told[0].starts_with("web.1 waits: the image 10.88.0.1:5000/hephy-test/web@sha256:"), "{told:?}");
+    assert!(why(error).starts_with("web.1 cannot run: the image 10.88.0.1:5000/"));
+
+    let mut deaf = place.version(3, &[("web", "sleep 1000", 1)]);
+    deaf.ready_timeout = Some(Duration::from_secs(8));
+    let (error, told) = place.failing_start(&deaf).await;
+    let RuntimeError::NotReady(not_ready) = error else { panic!("{error:?}") };
+    assert_eq!(not_ready.obstacle, Obstacle::NeverListened { port: 5000, within: Duration::from_secs(8) });
+    assert_eq!(told, ["web.1 does not take connections on port 5000 yet"]);
+
+    let mut nowhere = place.version(4, &[("web", SERVE, 1)]);
+    nowhere.release.index.images.iter_mut().for_each(|image| image.platform = "linux/s390x".parse().unwrap());
+    let (error, told) = place.failing_start(&nowhere).await;
+    assert!(told[0].starts_with("web.1 waits: no node takes the pod: 0/"), "{told:?}");
+    assert!(why(error).starts_with("web.1 cannot run: no node takes the pod: 0/"));
+
+    let hungry = "echo eating; tail /dev/zero";
+    let (error, _) =
+        place.failing_start(&place.version(5, &[("web", SERVE, 1), ("worker", hungry, 1)])).await;
+    assert_eq!(why(error), "worker.1 cannot run: it used more memory than its limit of 64Mi and was killed");
+    assert_eq!(place.up().await, ["v1 web.1"]);
+    assert_eq!(place.get("/cgi-bin/release").await.1.trim(), "v1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_quota_and_pod_security_are_named_and_not_waited_for() {
+    let place = Namespaced::with(&json!({"pod-security.kubernetes.io/enforce": "restricted"})).await;
+    // The image's user is root.
+    let (error, told) = place.failing_start(&place.version(1, &[("web", SERVE, 1)])).await;
+    assert!(told[0].starts_with("web.1 waits: violates PodSecurity \"restricted"), "{told:?}");
+    assert!(error.hints().concat().contains("numeric `USER`"), "{error:?}");
+    assert!(why(error).contains("violates PodSecurity"));
+
+    let place = Namespaced::with(&json!({"pod-security.kubernetes.io/enforce": "baseline"})).await;
+    let first = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&first, None).await;
+    let quota = json!({"metadata": {"name": "small"}, "spec": {"hard": {"pods": "1"}}});
+    let quota: ResourceQuota = serde_json::from_value(quota).unwrap();
+    place.api().create(&PostParams::default(), &quota).await.unwrap();
+    eventually("counted", async || {
+        let quota = place.api::<ResourceQuota>().get("small").await.unwrap();
+        quota.status.and_then(|status| status.used).map(drop)
+    })
+    .await;
+    let (error, _) = place.failing_start(&place.version(2, &[("web", SERVE, 1)])).await;
+    let text = why(error);
+    assert!(text.starts_with("web.1 cannot run: exceeded quota: small"), "{text}");
+    assert_eq!(place.get("/cgi-bin/release").await.1.trim(), "v1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_node_that_is_drained_takes_no_request_with_it() {
+    let place = Namespaced::new().await;
+    let version = place.version(1, &[("web", SERVE, 2)]);
+    place.deploy(&version, None).await;
+    let pods: Api<Pod> = place.api();
+    let stop = CancellationToken::new();
+    let load = async {
+        let mut answered = 0_u32;
+        while !stop.is_cancelled() {
+            let (status, body) = place.get("/cgi-bin/release").await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+            answered += 1;
+        }
+        answered
+    };
+    let drain = async {
+        for pod in pods.list(&ListParams::default()).await.unwrap() {
+            let name = pod.metadata.name.unwrap();
+            // Refused while another is away already: the budget keeps one at least.
+            eventually("evicted", async || pods.evict(&name, &EvictParams::default()).await.ok().map(drop))
+                .await;
+            eventually("gone", async || pods.get_opt(&name).await.unwrap().is_none().then_some(())).await;
+        }
+        stop.cancel();
+    };
+    let (answered, ()) = tokio::join!(load, drain);
+    assert!(answered > 20, "{answered}");
+    eventually("both back", async || (place.up().await.len() == 2).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn an_app_with_one_instance_does_not_make_a_drain_hang() {
+    let place = Namespaced::new().await;
+    place.deploy(&place.version(1, &[("web", SERVE, 1)]), None).await;
+    let pods: Api<Pod> = place.api();
+    let pod = pods.list(&ListParams::default()).await.unwrap().items.remove(0).metadata.name.unwrap();
+    pods.evict(&pod, &EvictParams::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn both_architectures_run_the_one_image() {
+    let place = Namespaced::new().await;
+    let nodes: Api<Node> = Api::all(place.cluster.client());
+    for node in nodes.list(&ListParams::default()).await.unwrap() {
+        let architecture = node.status.unwrap().node_info.unwrap().architecture;
+        let mut version = place.version(1, &[("web", SERVE, 1)]);
+        version.release.index.images.retain(|image| image.platform.architecture() == architecture);
+        let command = ["/bin/sh", "-c", "uname -m"].map(str::to_owned);
+        let output = place.runtime.run(&version, &command).await.unwrap();
+        let machine = if architecture == "arm64" { "aarch64" } else { "x86_64" };
+        assert_eq!((output.status, output.lines[0].text.as_str()), (0, machine));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn the_environment_of_old_releases_is_collected_and_other_secrets_are_not() {
+    let place = Namespaced::new().await;
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> = place.api();
+    let config = json!({"metadata": {"name": "config--hello--v1", "labels": {
+        "app.kubernetes.io/managed-by": "hephy", "hephy.dev/app": "hello", "hephy.dev/release": "v1"}},
+        "type": "hephy.dev/config"});
+    secrets.create(&PostParams::default(), &serde_json::from_value(config).unwrap()).await.unwrap();
+    let mut first = place.version(1, &[("web", SERVE, 1)]);
+    first.variables.insert("COLOUR".parse().unwrap(), Hidden::new("blue".to_owned()));
+    place.deploy(&first, None).await;
+    place.deploy(&place.version(2, &[("web", SERVE, 1)]), Some(&first)).await;
+    let names = async || {
+        let all = secrets.list(&ListParams::default()).await.unwrap();
+        all.into_iter().filter_map(|secret| secret.metadata.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names().await, ["config--hello--v1", "hello--v2--env"]);
+    place.runtime.stop(&"hello".parse().unwrap()).await.unwrap();
+    assert_eq!(names().await, ["config--hello--v1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn what_another_server_is_at_work_on_is_left_alone() {
+    let place = Namespaced::new().await;
+    let first = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&first, None).await;
+    let until = jiff::Timestamp::now() + Duration::from_mins(5);
+    let others = json!({"metadata": {"annotations": {
+        "hephy.dev/changed-by": "hephy-1", "hephy.dev/changing-until": until.to_string()}}});
+    let services: Api<k8s_openapi::api::core::v1::Service> = place.api();
+    services.patch("hello--web", &PatchParams::default(), &Patch::Merge(&others)).await.unwrap();
+    assert_eq!(place.runtime.adopt(&[]).await.unwrap(), []);
+    let mut more = first.clone();
+    more.scale.insert("web".parse().unwrap(), 2);
+    assert_eq!(place.runtime.adopt(&[more]).await.unwrap(), []);
+    assert_eq!(place.up().await, ["v1 web.1"]);
+}
