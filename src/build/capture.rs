@@ -122,13 +122,16 @@ impl Capture {
         worker: &WorkerProcess,
         diff_id: Digest,
         lowers: Vec<Digest>,
+        (key, is_run): (&Digest, bool),
     ) -> Result<bool, EngineError> {
         let directory = Some(self.spool.clone());
         let request = Request::Pack { diff_id, lowers };
         let (_, spooled) = worker.call_reading(request, move |tar| spool(tar, directory)).await?;
         match spooled.map_err(EngineError::io("keep a layer"))? {
             (found, Some(tar)) if found == diff_id => {
-                self.compress(diff_id, tar, true, None);
+                let cache = self.cache.clone().filter(|cache| cache.wants(is_run));
+                let cache = cache.map(|cache| (cache, self.remote_keys(&[*key])));
+                self.compress(diff_id, tar, true, cache);
                 Ok(true)
             }
             _ => Ok(false),

@@ -7,6 +7,7 @@ use crate::build::copying;
 use crate::build::driver::chain;
 use crate::build::engine::Engine;
 use crate::build::error::EngineError;
+use crate::build::explain::Facts;
 use crate::build::image::Layer;
 use crate::build::key::KeyBuilder;
 use crate::build::plan::{From, Plan};
@@ -86,26 +87,26 @@ impl Engine {
             extract: copy.extract,
             now: self.options.epoch.unwrap_or_else(|| jiff::Timestamp::now().as_second()),
         };
-        let mut files = None;
+        let created_by =
+            format!("{} {}", copy.name, text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest));
+        let mut facts = Facts::new(below.iter().map(|layer| &layer.diff_id));
+        facts.see("the instruction", &format!("{created_by} {} {:?}", request.destination, request.chown));
         match &layers {
             Some(layers) => {
-                key.text("layers").list(layers.iter().map(|layer| layer.diff_id.to_string()));
+                let layers: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+                facts.see("what it copies from", &layers.join(" "));
+                key.text("layers").list(layers.iter());
             }
             None if request.sources.is_empty() => {}
             None => {
                 let hash = self.hash_context(&request).await?;
                 key.text("context").digest(hash.digest);
-                files = Some(hash.files);
+                facts
+                    .see_files(hash.files.iter().map(|(path, digest)| (path.display().to_string(), *digest)));
             }
         }
-        let created_by =
-            format!("{} {}", copy.name, text.split_once(char::is_whitespace).map_or("", |(_, rest)| rest));
-        Ok(Some(Work {
-            key: key.finish(),
-            files,
-            action: Action::Copy(request, layers, remotes),
-            created_by,
-        }))
+        let action = Action::Copy(request, layers, remotes);
+        Ok(Some(Work { key: key.finish(), facts, action, created_by }))
     }
 
     pub(super) async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use futures::future::try_join_all;
@@ -21,6 +22,7 @@ use crate::build::driver::{
 };
 use crate::build::error::EngineError;
 use crate::build::event::{BuildEvent, StepState};
+use crate::build::explain::Memory;
 use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
 use crate::build::mirror::Mirrors;
 use crate::build::mounts::MountOptions;
@@ -72,6 +74,8 @@ pub struct BuildOptions {
     pub reproducible: bool,
     /// Whether steps may come from the cache.
     pub cache: CacheUse,
+    /// Whether it is told of every step why it was not known.
+    pub explain: bool,
     /// A repository where steps are looked for too.
     pub cache_repository: Option<CacheRepository>,
     /// What network RUN has.
@@ -220,6 +224,10 @@ pub(super) struct Engine {
     now: Timestamp,
     pub(super) at: Option<Location>,
     pub(super) steps: Vec<Step>,
+    /// What this stage's steps saw before.
+    pub(super) memory: Memory,
+    /// How long the step at work has waited for layers to be fetched and unpacked.
+    pub(super) fetching: Arc<AtomicU64>,
     /// How many steps the stages before this one have.
     pub(super) before: u32,
     /// Whether the layers of this stage are the image's, and not only copied from.
@@ -274,6 +282,8 @@ impl Engine {
             now,
             at: None,
             steps: Vec::new(),
+            memory: Memory::default(),
+            fetching: Arc::default(),
             before: 0,
             in_image: true,
             total: 0,
@@ -437,6 +447,7 @@ impl Engine {
         let at = self.location(line);
         self.at = Some(at.clone());
         let number = self.before + u32::try_from(self.steps.len() + 1).unwrap_or(u32::MAX);
+        self.fetching.store(0, Ordering::Relaxed);
         BegunStep {
             number,
             stage: stage.map(ToOwned::to_owned),
@@ -447,13 +458,17 @@ impl Engine {
     }
 
     /// Records how a step ended.
-    pub(super) fn end(&mut self, step: &BegunStep, cached: bool, changed: Option<String>) {
-        let milliseconds = millis(step.clock);
-        let state =
-            if cached { StepState::Cached } else { StepState::Done { millis: milliseconds, changed } };
+    pub(super) fn end(&mut self, step: &BegunStep, cached: bool, why: Option<String>) {
+        let milliseconds = self.millis(step);
+        let state = if cached { StepState::Cached } else { StepState::Done { millis: milliseconds, why } };
         self.tell(step, state);
         let line = u32::try_from(step.at.line).unwrap_or(u32::MAX);
         self.steps.push(Step { text: step.text.clone(), line, cached, milliseconds });
+    }
+
+    /// How long a step has taken, without the fetching of what it stands upon, which is told by itself.
+    pub(super) fn millis(&self, step: &BegunStep) -> u64 {
+        millis(step.clock).saturating_sub(self.fetching.load(Ordering::Relaxed))
     }
 
     pub(super) fn tell(&self, step: &BegunStep, state: StepState) {

@@ -75,6 +75,9 @@ pub(crate) enum EngineError {
     /// A RUN's command failed.
     #[error("`{command}` {end}")]
     Run { command: String, end: String, status: Option<i32>, last_lines: Vec<String> },
+    /// A RUN's program is not in the image.
+    #[error("the image has no `{program}`{}", if *is_shell { ", which runs command lines" } else { "" })]
+    NoProgram { program: String, is_shell: bool },
     /// A layer's blob is gone.
     #[error("the layer {0} is gone from the store while the build used it")]
     LayerGone(Digest),
@@ -115,6 +118,7 @@ impl EngineError {
             | Self::BaseNotFound { .. }
             | Self::BasePlatform { .. }
             | Self::BaseInvalid { .. }
+            | Self::NoProgram { .. }
             | Self::Run { .. } => true,
             Self::Worker(failure) => failure.app,
             Self::Remote(error) => error.is_app(),
@@ -142,6 +146,10 @@ impl EngineError {
                     "copy it to a mirror (`skopeo copy`) or correct the name"
                 },
             )),
+            Self::NoProgram { is_shell: true, .. } => Some(
+                "Write the command as a list, which needs no shell: RUN [\"/program\", \"argument\"]; or begin with a base that has one."
+                    .to_owned(),
+            ),
             Self::Run { status: Some(127), .. } => {
                 Some("Status 127: a command was not found in the image.".to_owned())
             }

@@ -80,8 +80,9 @@ pub enum StepState {
     Done {
         /// For how long.
         millis: u64,
-        /// The first of the files because of which its result was not known.
-        changed: Option<String>,
+        /// Why its result was not known, where that is told: `changed: app.py`.
+        #[serde(default)]
+        why: Option<String>,
     },
     /// It failed.
     Failed {
@@ -119,10 +120,8 @@ fn step_line(number: u32, of: u32, text: &str, state: &StepState) -> Option<Stri
         }
         StepState::Started => return None,
         StepState::Cached => (brief(text), "cached".to_owned()),
-        StepState::Done { millis, changed: None } => (brief(text), elapsed(*millis)),
-        StepState::Done { millis, changed: Some(file) } => {
-            (format!("{}: changed: {file}", brief(text)), elapsed(*millis))
-        }
+        StepState::Done { millis, why: None } => (brief(text), elapsed(*millis)),
+        StepState::Done { millis, why: Some(why) } => (format!("{}: {why}", brief(text)), elapsed(*millis)),
         StepState::Failed { millis, exit_status: None } => {
             (brief(text), format!("failed after {}", elapsed(*millis)))
         }
@@ -176,7 +175,7 @@ mod tests {
             step(1, "FROM debian:12", StepState::Cached),
             "1/4 FROM debian:12                      cached"
         );
-        let done = StepState::Done { millis: 220, changed: Some("app.py".to_owned()) };
+        let done = StepState::Done { millis: 220, why: Some("changed: app.py".to_owned()) };
         assert_eq!(step(3, "COPY . /app", done), "3/4 COPY . /app: changed: app.py        0.2s");
         let failed = StepState::Failed { millis: 12_000, exit_status: Some(2) };
         assert_eq!(

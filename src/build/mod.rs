@@ -19,6 +19,7 @@ mod driver;
 mod engine;
 mod error;
 mod event;
+mod explain;
 mod image;
 mod key;
 mod mounts;

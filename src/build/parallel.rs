@@ -77,7 +77,7 @@ impl Engine {
     /// This build, as one stage of it sees it.
     fn for_stage(&self, idle: Option<Idle>) -> Result<Self, EngineError> {
         let mut stage = self.clone();
-        stage.steps = Vec::new();
+        (stage.steps, stage.fetching) = (Vec::new(), Arc::default());
         if let Some(Idle { trees, context_copied }) = idle {
             (stage.trees, stage.context_copied) = (trees, context_copied);
         } else {
@@ -95,6 +95,9 @@ impl Engine {
     ) -> Result<crate::build::state::StageState, EngineError> {
         let stage = plan.dockerfile.stages.get(index).ok_or(EngineError::Protocol)?;
         let base = plan.stages.get(&index).ok_or(EngineError::Protocol)?;
-        self.stage(plan, stage, base, triggers.get(&index).map_or(&[], Vec::as_slice)).await
+        self.remember(stage)?;
+        let state = self.stage(plan, stage, base, triggers.get(&index).map_or(&[], Vec::as_slice)).await;
+        self.keep_memory(stage)?;
+        state
     }
 }

@@ -261,6 +261,8 @@ pub(crate) enum Response {
 pub(crate) enum RunEnd {
     /// With a status.
     Exited(i32),
+    /// Before it began: the image has no such program.
+    NoProgram,
     /// By a signal.
     Signalled(i32),
     /// It ran into its time limit.

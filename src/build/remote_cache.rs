@@ -25,6 +25,9 @@ const DIFF_ID: &str = "dev.hephy.step.diff-id";
 /// When the step was run (OCI image-spec, `annotations.md`).
 const CREATED: &str = "org.opencontainers.image.created";
 
+/// How long it is believed that a step is still in the repository.
+const MARK_AGE: Duration = Duration::from_secs(24 * 3600);
+
 /// Where a build looks for steps, and leaves those that it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheRepository {
@@ -98,6 +101,46 @@ impl RemoteCache {
         });
     }
 
+    /// Leaves a step there, in the background, that was known here and may not be known there.
+    pub(crate) fn share(&self, store: &LayerStore, key: &Digest, layer: Option<Compressed>) {
+        if self.is_marked(store, key, Timestamp::now()) {
+            return;
+        }
+        let (this, store, key) = (self.clone(), store.clone(), *key);
+        self.pushes.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+            if this.find(&key).await.is_some() {
+                this.mark(&store, &[key]);
+            } else if !this.told.load(Ordering::Relaxed)
+                && let Err(error) = this.push(&store, &[key], layer.as_ref()).await
+            {
+                this.tell("written", &error);
+            }
+        });
+    }
+
+    /// Where it is noted here that a step is there.
+    fn mark_of(&self, key: &Digest) -> Digest {
+        KeyBuilder::new("in the cache repository")
+            .text(&self.place.repository.to_string())
+            .digest(*key)
+            .finish()
+    }
+
+    /// Whether a step is known to be there. That is looked up anew from time to time: registries are tidied, too.
+    fn is_marked(&self, store: &LayerStore, key: &Digest, now: Timestamp) -> bool {
+        let mark = store.step(&self.mark_of(key)).ok().flatten();
+        let at = mark.and_then(|mark| std::str::from_utf8(&mark).ok()?.parse::<Timestamp>().ok());
+        at.is_some_and(|at| now.duration_since(at).unsigned_abs() < MARK_AGE.min(self.place.max_age / 2))
+    }
+
+    fn mark(&self, store: &LayerStore, keys: &[Digest]) {
+        let now = Timestamp::now().to_string();
+        for key in keys {
+            // Without the mark it is looked up again, and that is all.
+            drop(store.put_step(&self.mark_of(key), now.as_bytes()));
+        }
+    }
+
     async fn push(
         &self,
         store: &LayerStore,
@@ -118,6 +161,7 @@ impl RemoteCache {
                 self.client.push_manifest(repository, &target, &manifest).await?;
             }
         }
+        self.mark(store, keys);
         Ok(())
     }
 

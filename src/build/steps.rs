@@ -1,9 +1,9 @@
 //! The steps that touch files: RUN, COPY, ADD and WORKDIR, from instruction to layer.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::build::adds::Remote;
 use crate::build::capture::{StepRecord, record};
@@ -11,7 +11,8 @@ use crate::build::copies::{add_step, copy_step};
 use crate::build::driver::CacheUse;
 use crate::build::engine::{BegunStep, Engine, millis};
 use crate::build::error::{EngineError, ending};
-use crate::build::event::{BuildEvent, MAX_LINE_BYTES, StepState};
+use crate::build::event::{BuildEvent, MAX_LINE_BYTES, StepState, elapsed};
+use crate::build::explain::{Facts, Memory};
 use crate::build::image::{Layer, LayerBlob};
 use crate::build::key::KeyBuilder;
 use crate::build::mounts::RunMounts;
@@ -19,14 +20,11 @@ use crate::build::plan::Plan;
 use crate::build::process::read_lines;
 use crate::build::protocol::{CopyRequest, Request, Response, RunEnd, RunRequest};
 use crate::build::state::StageState;
-use crate::dockerfile::{Expander, Instruction, Located, Network, Run, RunCommand, Security};
+use crate::dockerfile::{Expander, Instruction, Located, Network, Run, RunCommand, Security, Stage};
 use crate::oci::Digest;
 
 /// How many of RUN's last lines a failure tells.
 const LAST_LINES: usize = 20;
-
-/// The longest list of files that is remembered, to name the one that changed.
-const MAX_FILES_BYTES: usize = 1024 * 1024;
 
 /// Where the script of a RUN heredoc is seen.
 const SCRIPT_DIRECTORY: &str = "/run/hephy";
@@ -34,8 +32,8 @@ const SCRIPT_DIRECTORY: &str = "/run/hephy";
 /// A step that is known completely: its key and the work that makes its layer.
 pub(super) struct Work {
     pub(super) key: Digest,
-    /// The files of the context that a copy sees.
-    pub(super) files: Option<Vec<(PathBuf, Digest)>>,
+    /// What its key is made of, for people.
+    pub(super) facts: Facts,
     pub(super) action: Action,
     pub(super) created_by: String,
 }
@@ -75,19 +73,22 @@ impl Engine {
         let step = self.begin(label, &located.text, line);
         let outcome = self.file_step(plan, index, state, (&instruction, &located.text), &step).await;
         match outcome {
-            Ok((cached, changed)) => {
-                self.end(&step, cached, changed);
+            Ok((cached, why)) => {
+                self.end(&step, cached, why);
                 Ok(())
             }
             Err(error) => {
-                let exit_status = if let EngineError::Run { status, .. } = &error { *status } else { None };
-                self.tell(&step, StepState::Failed { millis: millis(step.clock), exit_status });
+                let exit_status = match &error {
+                    EngineError::Run { status, .. } => *status,
+                    _ => None,
+                };
+                self.tell(&step, StepState::Failed { millis: self.millis(&step), exit_status });
                 Err(error)
             }
         }
     }
 
-    /// Whether the step came from the cache, and what changed if not.
+    /// Whether the step came from the cache, and what is told of why it did not.
     async fn file_step(
         &mut self,
         plan: &Plan<'_>,
@@ -103,8 +104,12 @@ impl Engine {
             Instruction::Add(add) => self.copy_work(state, &add_step(add), text).await?,
             _ => return Err(EngineError::Protocol),
         };
-        let Some(work) = work else { return Ok((true, None)) };
-        self.perform(state, work, step).await
+        let Some(mut work) = work else { return Ok((true, None)) };
+        let facts = std::mem::take(&mut work.facts).of(text);
+        let cached = self.perform(state, work, step).await?;
+        let why = if cached { None } else { self.why(plan, index, &facts) };
+        self.memory.add(facts);
+        Ok((cached, why))
     }
 
     /// The beginning of every key: what the step stands upon.
@@ -153,6 +158,11 @@ impl Engine {
             key.text("insecure");
         }
         mounts.add_to(&mut key);
+        let mut facts = Facts::new(state.layers.iter().map(|layer| &layer.diff_id));
+        facts.see("the command", &format!("{argv:?} {script:?}")).see("the working directory", &directory);
+        facts.see("the user", user.as_deref().unwrap_or_default()).see("the network", &offline.to_string());
+        facts.see_variables(environment.iter());
+        mounts.tell(&mut facts);
         for (name, value) in self.global.iter().flat_map(|global| global.proxies()) {
             environment.entry(name).or_insert(value);
         }
@@ -183,7 +193,7 @@ impl Engine {
             limit_millis,
         };
         let action = Action::Run(command, Box::new(request), mounts);
-        Ok(Some(Work { key: key.finish(), files: None, action, created_by }))
+        Ok(Some(Work { key: key.finish(), facts, action, created_by }))
     }
 
     fn directory_work(&self, state: &mut StageState, path: &str) -> Result<Option<Work>, EngineError> {
@@ -196,12 +206,9 @@ impl Engine {
         let user = state.config.config.user.clone();
         let mut key = self.key("directory", &state.layers);
         key.text(&path).optional(user.as_deref());
-        Ok(Some(Work {
-            key: key.finish(),
-            files: None,
-            action: Action::MakeDirectory { path, user },
-            created_by,
-        }))
+        let mut facts = Facts::new(state.layers.iter().map(|layer| &layer.diff_id));
+        facts.see("the directory", &path).see("the user", user.as_deref().unwrap_or_default());
+        Ok(Some(Work { key: key.finish(), facts, action: Action::MakeDirectory { path, user }, created_by }))
     }
 
     /// What the cache has for a key, if the layer's blob is still there.
@@ -211,9 +218,25 @@ impl Engine {
         if self.options.cache == CacheUse::Ignore {
             return Ok(None);
         }
-        match self.known_here(below, key).await? {
+        match self.known_here(below, key, is_run).await? {
             None => self.known_elsewhere(key, is_run).await,
-            known => Ok(known),
+            Some(known) => {
+                self.share(key, &known, is_run);
+                Ok(Some(known))
+            }
+        }
+    }
+
+    /// Leaves a step that is known here in the cache repository. One whose blob is being made goes there with it.
+    fn share(&self, key: &Digest, known: &Known, is_run: bool) {
+        let Some(cache) = self.capture.cache().filter(|cache| cache.wants(is_run)) else { return };
+        let layer = match &known.0 {
+            None => None,
+            Some(Layer { blob: LayerBlob::Stored(compressed), .. }) => Some(compressed.clone()),
+            Some(_) => return,
+        };
+        if let [remote] = &self.capture.remote_keys(&[*key])[..] {
+            cache.share(&self.trees.bases.store, remote, layer);
         }
     }
 
@@ -231,7 +254,12 @@ impl Engine {
         Ok(Some(Known(layer)))
     }
 
-    async fn known_here(&self, below: &[Layer], key: &Digest) -> Result<Option<Known>, EngineError> {
+    async fn known_here(
+        &self,
+        below: &[Layer],
+        key: &Digest,
+        is_run: bool,
+    ) -> Result<Option<Known>, EngineError> {
         let store = &self.trees.bases.store;
         let record = store.step(key)?.and_then(|bytes| serde_json::from_slice::<StepRecord>(&bytes).ok());
         let diff_id = match record {
@@ -251,108 +279,126 @@ impl Engine {
         }
         self.ensure(below).await?;
         let worker = self.trees.worker().await?;
-        if self.capture.pack(worker, diff_id, diff_ids(below)).await? {
+        if self.capture.pack(worker, diff_id, diff_ids(below), (key, is_run)).await? {
             return known(LayerBlob::Making);
         }
         Ok(None)
     }
 
-    /// Takes a step from the cache or does it.
+    /// Takes a step from the cache or does it. True: it was known.
     async fn perform(
         &mut self,
         state: &mut StageState,
         work: Work,
         step: &BegunStep,
-    ) -> Result<(bool, Option<String>), EngineError> {
+    ) -> Result<bool, EngineError> {
         let is_linked = matches!(&work.action, Action::Copy(request, ..) if request.lowers.is_empty());
         let below: &[Layer] = if is_linked { &[] } else { &state.layers };
         let is_run = matches!(&work.action, Action::Run(..));
         if let Some(Known(layer)) = self.known(below, &work.key, is_run).await? {
             state.record(work.created_by, layer);
-            return Ok((true, None));
+            return Ok(true);
         }
         self.tell(step, StepState::Started);
-        let changed = match &work.files {
-            Some(files) => self.changed_file(&work.created_by, files)?,
-            None => None,
-        };
         let mut keys = vec![work.key];
         self.ensure(below).await?;
+        if let Some(key) = self.better_key(&work).await? {
+            if let Some(Known(layer)) = self.known(below, &key, is_run).await? {
+                let diff_id = layer.as_ref().map(|layer| layer.diff_id);
+                record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
+                state.record(work.created_by, layer);
+                return Ok(true);
+            }
+            keys.push(key);
+        }
         let made = match work.action {
             Action::MakeDirectory { path, user } => {
                 let lowers = diff_ids(&state.layers);
                 self.changed(Request::MakeDirectory { lowers, path, user }, Vec::new()).await?
             }
             Action::Run(command, request, mounts) => {
-                if let Some(key) = self.mounts_content_key(&mounts).await? {
-                    if let Some(Known(layer)) = self.known(below, &key, is_run).await? {
-                        let diff_id = layer.as_ref().map(|layer| layer.diff_id);
-                        record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
-                        state.record(work.created_by, layer);
-                        return Ok((true, None));
-                    }
-                    keys.push(key);
-                }
                 self.run_command(command, *request, &mounts, step).await?
             }
             Action::Copy(request, None, remotes) => self.copy_context(request, remotes).await?,
-            Action::Copy(request, Some(layers), _) => {
-                self.ensure(&layers).await?;
-                let key = self.content_key(&request, &work.created_by).await?;
-                if let Some(Known(layer)) = self.known(below, &key, is_run).await? {
-                    let diff_id = layer.as_ref().map(|layer| layer.diff_id);
-                    record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
-                    state.record(work.created_by, layer);
-                    return Ok((true, None));
-                }
-                keys.push(key);
-                self.changed(Request::Copy(request), Vec::new()).await?
-            }
+            Action::Copy(request, Some(_), _) => self.changed(Request::Copy(request), Vec::new()).await?,
         };
         let worker = self.trees.worker().await?.clone();
         let (epoch, in_image) = (self.options.epoch, self.in_image);
         let layer = self.capture.layer(&worker, made, epoch, &keys, (in_image, is_run)).await?;
         let blob = if in_image { LayerBlob::Making } else { LayerBlob::Tree };
         state.record(work.created_by, layer.map(|diff_id| Layer { diff_id, blob }));
-        Ok((false, changed))
+        Ok(false)
     }
 
-    /// The first file that differs from when this instruction last ran for the same destination; remembers its files.
-    fn changed_file(
-        &self,
-        created_by: &str,
-        files: &[(PathBuf, Digest)],
-    ) -> Result<Option<String>, EngineError> {
-        let store = &self.trees.bases.store;
-        let mut slot = KeyBuilder::new("files");
-        slot.text(&self.options.platform.to_string()).text(created_by);
-        slot.list(self.options.destinations.iter().map(|destination| destination.repository.to_string()));
-        let slot = slot.finish();
-        let now: BTreeMap<String, String> =
-            files.iter().map(|(path, digest)| (path.display().to_string(), digest.short())).collect();
-        let before = store
-            .step(&slot)?
-            .and_then(|bytes| serde_json::from_slice::<BTreeMap<String, String>>(&bytes).ok());
-        if let Ok(bytes) = serde_json::to_vec(&now)
-            && bytes.len() <= MAX_FILES_BYTES
-        {
-            store.put_step(&slot, &bytes)?;
+    /// The key of a step by what it takes of other layers, for which these are fetched; none if it takes nothing of them.
+    async fn better_key(&self, work: &Work) -> Result<Option<Digest>, EngineError> {
+        match &work.action {
+            Action::Run(_, _, mounts) => self.mounts_content_key(mounts).await,
+            Action::Copy(request, Some(layers), _) => {
+                self.ensure(layers).await?;
+                self.content_key(request, &work.created_by).await.map(Some)
+            }
+            Action::Copy(_, None, _) | Action::MakeDirectory { .. } => Ok(None),
         }
-        let Some(before) = before else { return Ok(None) };
-        let differs = |(path, digest): &(&String, &String)| before.get(*path) != Some(*digest);
-        let changed =
-            now.iter().find(differs).or_else(|| before.iter().find(|(path, _)| !now.contains_key(*path)));
-        Ok(changed.map(|(path, _)| path.clone()))
+    }
+
+    /// What is told of why a step had to be done.
+    fn why(&mut self, plan: &Plan<'_>, index: usize, facts: &Facts) -> Option<String> {
+        let first = !std::mem::replace(&mut self.memory.missed, true);
+        if self.options.cache == CacheUse::Ignore {
+            return None;
+        }
+        let stage = plan.dockerfile.stages.get(index)?;
+        let texts: Vec<&str> = stage.instructions.iter().map(|located| located.text.as_str()).collect();
+        let told = self.memory.why(facts, &texts).told(first, self.options.explain)?;
+        let is_news = self.memory.is_news(&told);
+        (is_news || self.options.explain).then_some(told)
+    }
+
+    /// Takes up what is known of how a stage was last built.
+    pub(super) fn remember(&mut self, stage: &Stage) -> Result<(), EngineError> {
+        let bytes = self.trees.bases.store.step(&self.memory_of(stage))?;
+        self.memory = Memory::read(bytes.as_deref());
+        Ok(())
+    }
+
+    /// Keeps what its steps saw, if one of them had to be done.
+    pub(super) fn keep_memory(&self, stage: &Stage) -> Result<(), EngineError> {
+        if self.memory.missed
+            && let Some(bytes) = self.memory.to_bytes()
+        {
+            self.trees.bases.store.put_step(&self.memory_of(stage), &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Names a stage from build to build: by where its image goes, or if that is nowhere by where its files are.
+    fn memory_of(&self, stage: &Stage) -> Digest {
+        let options = &self.options;
+        let mut slot = KeyBuilder::new("memory");
+        slot.text(&options.platform.to_string()).text(&stage.label());
+        slot.text(&options.dockerfile.display().to_string());
+        slot.list(options.destinations.iter().map(|destination| destination.repository.to_string()));
+        if options.destinations.is_empty() {
+            slot.text(&options.context.display().to_string());
+        }
+        slot.finish()
     }
 
     pub(super) async fn ensure(&self, layers: &[Layer]) -> Result<(), EngineError> {
         let events = Arc::clone(&self.events);
-        let fetching = move |bytes: u64| {
+        let note = |text: String| events(BuildEvent::Note { text });
+        let fetching = |bytes: u64| {
             #[expect(clippy::cast_precision_loss, reason = "for people")]
-            let text = format!("fetching {:.1} MB of the base image", bytes as f64 / 1e6);
-            events(BuildEvent::Note { text });
+            note(format!("fetching {:.1} MB of the base image", bytes as f64 / 1e6));
         };
-        self.trees.ensure(layers, &fetching).await
+        let clock = Instant::now();
+        if self.trees.ensure(layers, &fetching).await? {
+            let millis = millis(clock);
+            self.fetching.fetch_add(millis, Ordering::Relaxed);
+            note(format!("{:<39} {}", "the base image is fetched and unpacked", elapsed(millis)));
+        }
+        Ok(())
     }
 
     pub(super) async fn changed(
@@ -373,6 +419,9 @@ impl Engine {
         mounts: &RunMounts,
         step: &BegunStep,
     ) -> Result<crate::build::protocol::Made, EngineError> {
+        let program = request.argv.first().cloned().unwrap_or_default();
+        // Of the exec form the words are the command.
+        let is_shell = request.argv.join(" ") != command;
         let mut materials = self.provide(mounts, &mut request).await?;
         let left = self.options.limits.time.saturating_sub(self.clock.elapsed());
         request.limit_millis =
@@ -398,6 +447,7 @@ impl Engine {
         let millis = millis(step.clock);
         let (status, end) = match end {
             RunEnd::Exited(0) => return made.ok_or(EngineError::Protocol),
+            RunEnd::NoProgram => return Err(EngineError::NoProgram { program, is_shell }),
             RunEnd::Exited(status) => (Some(status), ending(Some(status), None, millis)),
             RunEnd::Signalled(signal) => (Some(128 + signal), ending(None, Some(signal), millis)),
             RunEnd::TimedOut => return Err(EngineError::TimedOut { limit: self.options.limits.time }),

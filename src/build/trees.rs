@@ -154,12 +154,13 @@ impl Trees {
         Ok(self.lease.tree(diff_id)?.is_some())
     }
 
-    /// Makes sure that the trees of `layers` (base first) are there. `fetching` is told of blobs that must be fetched.
+    /// Makes sure that the trees of `layers` (base first) are there. `fetching` is told of blobs that must be fetched; true
+    /// says that there were some.
     pub(crate) async fn ensure(
         &self,
         layers: &[Layer],
         fetching: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let mut missing = Vec::new();
         for (position, layer) in layers.iter().enumerate() {
             if !self.has(&layer.diff_id)? {
@@ -167,7 +168,7 @@ impl Trees {
             }
         }
         if missing.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let to_fetch: u64 = missing.iter().map(|(_, layer)| self.bytes_to_fetch(layer)).sum();
         if to_fetch > 0 {
@@ -188,7 +189,7 @@ impl Trees {
                 _ => return Err(EngineError::Protocol),
             }
         }
-        Ok(())
+        Ok(to_fetch > 0)
     }
 
     fn bytes_to_fetch(&self, layer: &Layer) -> u64 {

@@ -34,6 +34,9 @@ const MAX_ACCOUNTS_BYTES: u64 = 10 * 1024 * 1024;
 /// What the processes of a RUN see as the name of their machine.
 const HOSTNAME: &str = "hephy-build";
 
+/// The status of what could not be run because it is not there.
+const NOT_FOUND: i32 = 127;
+
 /// The name, in a step's scratch directory, of the script of a RUN heredoc.
 const SCRIPT_FILE: &str = "script";
 
@@ -532,6 +535,7 @@ impl Body {
         let limit = Duration::from_millis(run.limit_millis);
         let outcome = running.wait(Some(limit), self.hangup.as_ref().map(AsFd::as_fd))?;
         Ok(match outcome {
+            Outcome::Exited(NOT_FOUND) if is_absent(&files, run) => RunEnd::NoProgram,
             Outcome::Exited(status) => RunEnd::Exited(status),
             Outcome::Signalled(signal) => RunEnd::Signalled(signal),
             Outcome::TimedOut => RunEnd::TimedOut,
@@ -562,6 +566,16 @@ impl Body {
         }
         Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }
+}
+
+/// Whether the program of a RUN is named by its path and is not there, neither in the image nor by a mount.
+fn is_absent(files: &layers::Root, run: &RunRequest) -> bool {
+    let Some(program) = run.argv.first().map(Path::new).filter(|path| path.is_absolute()) else {
+        return false;
+    };
+    let is_mounted =
+        run.script.is_some() || run.mounts.iter().any(|mount| program.starts_with(&mount.target));
+    !is_mounted && files.resolve(program).is_err_and(|error| error.is_not_found())
 }
 
 /// The script of a RUN heredoc, as a file that the step sees where `argv` says.

@@ -76,7 +76,7 @@ pub struct BuildArguments {
     #[arg(long, value_name = "NAME=VALUE")]
     pub label: Vec<String>,
     /// The platform of the image [default: this machine's]
-    #[arg(long, value_name = "OS/ARCHITECTURE")]
+    #[arg(long, visible_alias = "platform", value_name = "OS/ARCHITECTURE")]
     pub custom_platform: Option<Platform>,
     /// Build for a platform whose programs this machine does not run natively, or in place as the host's root
     #[arg(long)]
@@ -117,6 +117,9 @@ pub struct BuildArguments {
     /// Run every step, whatever the cache knows
     #[arg(long)]
     pub no_cache: bool,
+    /// Say of every step why it was not known, not only of the first
+    #[arg(long)]
+    pub explain: bool,
     /// What kaniko has besides
     #[command(flatten)]
     pub kaniko: kaniko::KanikoArguments,
@@ -343,6 +346,7 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         epoch,
         reproducible: arguments.reproducible,
         cache: if arguments.no_cache { CacheUse::Ignore } else { CacheUse::Read },
+        explain: arguments.explain,
         cache_repository,
         network: arguments.network,
         mounts: arguments.mounts.options()?,
@@ -551,6 +555,9 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
                 tell(&line);
             }
             tell(&format!("Built {} in {}", image.platform, elapsed(result.milliseconds)));
+            if !arguments.no_push {
+                of_each(true).lines().for_each(|pushed| tell(&format!("Pushed {pushed}")));
+            }
         }
         drop(writeln!(io::stdout().lock(), "{}", image.manifest));
     }

@@ -143,10 +143,16 @@ fn show(notice: &Notice) {
         Notice::Draining { builds, at_most } => {
             let at_most = humantime::format_duration(*at_most);
             line(&format!(
-                "-----> Stopping once {builds} builds have ended, in {at_most} at most; again to stop now"
+                "-----> Stopping once {} ended, in {at_most} at most; again to stop now",
+                counted(*builds, "build has", "builds have")
             ));
         }
-        Notice::Left { builds } => line(&format!("       {builds} builds go on at the next `hephy up`")),
+        Notice::Left { builds } => {
+            line(&format!(
+                "       {} on at the next `hephy up`",
+                counted(*builds, "build goes", "builds go")
+            ));
+        }
     }
 }
 
@@ -157,7 +163,8 @@ fn show_ready(ready: &Ready) {
     line(&format!("       registry  {}", addresses.registry()));
     line(&format!("       apps      {}", addresses.app_url_pattern()));
     if ready.apps > 0 {
-        line(&format!("       {} apps, {} builds taken up", ready.apps, ready.builds));
+        let (apps, builds) = (counted(ready.apps, "app", "apps"), counted(ready.builds, "build", "builds"));
+        line(&format!("       {apps}, {builds} taken up"));
     }
     if ready.users == 0 {
         line("-----> Nobody may push yet: there was no key in ~/.ssh. Make one and add it:");
@@ -167,6 +174,11 @@ fn show_ready(ready: &Ready) {
     line("-----> In a repository with a Dockerfile:");
     line(&format!("       git remote add deis {}", addresses.remote_url("myapp")));
     line("       git push deis main");
+}
+
+/// A number with what is counted.
+fn counted(number: usize, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
 }
 
 /// What makes the command line find a server that is not in the default place.

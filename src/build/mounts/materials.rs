@@ -11,6 +11,7 @@ use super::plan::{PlannedMount, RunMounts};
 use super::request::{AgentSocket, CacheRequest, MountRequest, MountWhat, Selection};
 use crate::build::engine::Engine;
 use crate::build::error::EngineError;
+use crate::build::event::BuildEvent;
 use crate::build::key::KeyBuilder;
 use crate::build::process::blocking;
 use crate::build::protocol::{CopyFrom, RunRequest};
@@ -127,6 +128,7 @@ impl Engine {
                     "the secret `{id}` is required, and none was given: `--secret id={id},src=FILE` or `--secret id={id},env=NAME`"
                 )));
             }
+            (self.events)(BuildEvent::Note { text: not_given("secret", &id, &planned.target) });
             return Ok(None);
         };
         let content = read_secret(id.clone(), source.clone()).await?;
@@ -163,6 +165,7 @@ impl Engine {
                     "the SSH agent `{id}` is required, and none was given: `--ssh {given}`"
                 )));
             }
+            (self.events)(BuildEvent::Note { text: not_given("SSH agent", &id, &planned.target) });
             return Ok(None);
         };
         let socket = AgentSocket(u32::try_from(materials.agents.len()).unwrap_or(u32::MAX));
@@ -173,6 +176,12 @@ impl Engine {
         request.environment.entry("SSH_AUTH_SOCK".to_owned()).or_insert_with(|| planned.target.clone());
         Ok(Some(MountWhat::Agent(socket)))
     }
+}
+
+/// What is told of a mount that is left out because the caller has nothing for it.
+fn not_given(what: &str, id: &str, target: &str) -> String {
+    let flag = if what == "secret" { "--secret" } else { "--ssh" };
+    format!("the {what} `{id}` was not given (`{flag}`) and is not required: `{target}` will not be there")
 }
 
 async fn read_secret(id: String, source: SecretSource) -> Result<Vec<u8>, EngineError> {

@@ -9,6 +9,7 @@ use super::request::Selection;
 use crate::build::driver::NetworkMode;
 use crate::build::engine::Engine;
 use crate::build::error::EngineError;
+use crate::build::explain::Facts;
 use crate::build::image::Layer;
 use crate::build::key::KeyBuilder;
 use crate::build::plan::{From, Plan};
@@ -190,6 +191,26 @@ impl RunMounts {
                 }
                 _ => {}
             }
+        }
+    }
+}
+
+impl RunMounts {
+    /// Says what a step can see of its mounts, for people.
+    pub(in crate::build) fn tell(&self, facts: &mut Facts) {
+        for planned in &self.mounts {
+            let mut key = KeyBuilder::new("mount");
+            planned.describe(&mut key);
+            match &planned.files {
+                Some(Files { layers: Some(layers), .. }) => {
+                    key.list(layers.iter().map(|layer| layer.diff_id.to_string()));
+                }
+                Some(Files { hash: Some(hash), .. }) => {
+                    key.digest(*hash);
+                }
+                _ => {}
+            }
+            facts.see(format!("what is mounted at `{}`", planned.target), &key.finish().to_string());
         }
     }
 }

@@ -211,7 +211,7 @@ mod tests {
         let second = state.frame(&[], (40, 24));
         assert!(second.starts_with("\u{1b}[1A\u{1b}[2K1/2"), "{second:?}");
         assert!(second.ends_with("\u{1b}[2m    red line\u{1b}[0m\n"), "{second:?}");
-        let lines = state.take(&step(1, "RUN make", StepState::Done { millis: 1500, changed: None }));
+        let lines = state.take(&step(1, "RUN make", StepState::Done { millis: 1500, why: None }));
         let third = state.frame(&lines, (40, 24));
         assert!(third.starts_with(&"\u{1b}[1A\u{1b}[2K".repeat(2)) && third.ends_with("1.5s\n"), "{third:?}");
         assert_eq!(state.frame(&[], (40, 24)), "", "nothing is left to draw");

@@ -26,6 +26,17 @@ pub enum CopyError {
     /// A source that is not there.
     #[error("`{0}` is not there")]
     Missing(String),
+    /// A source whose link leads out of where it is.
+    #[error(
+        "`{path}` is a link to `{}`, which leads out of the place that is copied from: what is outside is not copied",
+        target.display()
+    )]
+    LeadsOut {
+        /// The source.
+        path: String,
+        /// Where it leads, as the link says.
+        target: PathBuf,
+    },
     /// A source that the ignore file takes away.
     #[error("`{0}` is excluded by the ignore file")]
     Excluded(String),

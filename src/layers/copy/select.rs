@@ -2,7 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use super::pattern::{has_wildcard, matches};
 use super::{CopyError, CopyOptions, Excluded, Included};
@@ -63,7 +64,12 @@ pub(crate) fn select(
             }
         } else {
             let path = PathBuf::from(&clean);
-            let one = selector.select(&path).map_err(|error| missing(error, source))?;
+            let one = selector.select(&path).map_err(|error| match missing(error, source) {
+                CopyError::Missing(source) => {
+                    selector.leading_out(&path).unwrap_or(CopyError::Missing(source))
+                }
+                error => error,
+            })?;
             selected.push(one.ok_or_else(|| CopyError::Excluded((*source).to_owned()))?);
         }
         let found = selected.iter().skip(before).any(|one| !one.entries.is_empty());
@@ -94,6 +100,21 @@ fn clean(source: &str) -> String {
     parts.join("/")
 }
 
+/// Whether a link in a directory so many levels below its root names what is outside.
+fn leads_out(target: &Path, depth: usize) -> bool {
+    let mut depth = depth;
+    for part in target.components() {
+        match part {
+            Component::RootDir | Component::Prefix(_) => return true,
+            Component::ParentDir if depth == 0 => return true,
+            Component::ParentDir => depth -= 1,
+            Component::Normal(_) => depth += 1,
+            Component::CurDir => {}
+        }
+    }
+    false
+}
+
 struct Selector<'a> {
     from: &'a Root,
     options: &'a CopyOptions<'a>,
@@ -119,6 +140,24 @@ impl Selector<'_> {
             (Some(include), Some(pattern)) if !pattern.is_empty() => include(pattern, path),
             _ => Included::Yes,
         }
+    }
+
+    /// The first link on the way to `path` that leads out of a context, if one does. One with an absolute target does, for
+    /// who wrote it; nothing leads out of an image.
+    fn leading_out(&self, path: &Path) -> Option<CopyError> {
+        if self.options.keep_attributes {
+            return None;
+        }
+        let parts: Vec<_> = path.components().collect();
+        (1..=parts.len()).find_map(|count| {
+            let above: PathBuf = parts[..count].iter().collect();
+            let (dir, name) = self.from.resolve_parent(&above).ok()?;
+            let target = rustix::fs::readlinkat(&dir, &name, Vec::new()).ok()?;
+            let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+            let depth = self.from.canonical_parent(&above).ok()?.components().count();
+            leads_out(&target, depth)
+                .then(|| CopyError::LeadsOut { path: above.to_string_lossy().into_owned(), target })
+        })
     }
 
     /// Why a source of `--parents` gave nothing, if it should have.

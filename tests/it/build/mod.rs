@@ -8,6 +8,7 @@ mod checks;
 mod contexts;
 mod copies;
 mod driver;
+mod explained;
 mod failures;
 mod hostile;
 mod images;
@@ -171,7 +172,7 @@ impl Built {
             BuildEvent::Step { state, .. } => match state {
                 StepState::Started => None,
                 StepState::Cached => Some("cached".to_owned()),
-                StepState::Done { changed: Some(file), .. } => Some(format!("changed: {file}")),
+                StepState::Done { why: Some(why), .. } if why.starts_with("changed: ") => Some(why.clone()),
                 StepState::Done { .. } => Some("done".to_owned()),
                 StepState::Failed { .. } => Some("failed".to_owned()),
             },

@@ -73,6 +73,12 @@ async fn a_base_comes_from_the_mirror_and_the_image_goes_to_its_repository() {
 fn on_a_fresh_machine(registry: &Registry, config: &str, dockerfile: &str, flags: &[&str]) -> Place {
     let place = Place::new();
     place.file("a", "a");
+    build_on(&place, registry, config, dockerfile, flags);
+    place
+}
+
+/// A build by a machine that may have built before.
+fn build_on(place: &Place, registry: &Registry, config: &str, dockerfile: &str, flags: &[&str]) {
     let mirror = format!("{}/mirror", registry.address);
     let mut command = place.command_with(&mirror, dockerfile, &["--docker-config-stdin"]);
     command.arg("--destination").arg(format!("{}/hello:v1", registry.address)).args(flags);
@@ -80,7 +86,6 @@ fn on_a_fresh_machine(registry: &Registry, config: &str, dockerfile: &str, flags
     engine.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
     let output = engine.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?} {:?}", place.events());
-    place
 }
 
 fn ends(place: &Place) -> Vec<&'static str> {
@@ -129,6 +134,27 @@ async fn steps_that_another_machine_has_run_come_from_the_cache_repository() {
         let old = ["--cache-repo", &cache, "--cache-ttl", "0s"];
         let fourth = on_a_fresh_machine(&registry, &config, dockerfile, &old);
         assert_eq!(ends(&fourth), ends(&first), "what is too old does not count");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_that_were_known_here_are_left_in_the_cache_repository_too() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let registry = Registry::start().await;
+    mirror(&registry).await;
+    let token = registry.server.tokens().for_build(&"hello".parse().unwrap(), Duration::from_mins(5));
+    let config = hephy::registry::server::docker_config(&registry.host(), &token);
+    let cache = format!("{}/hello/cache", registry.address);
+    let flags = ["--cache-repo", cache.as_str()];
+    let dockerfile = "FROM busybox:1 AS one\nRUN echo 1 > /1\nFROM busybox:1\nCOPY a /a\nRUN true\nCOPY --from=one /1 /1\n";
+    tokio::task::block_in_place(|| {
+        let first = on_a_fresh_machine(&registry, &config, dockerfile, &[]);
+        assert!(!ends(&first)[1..].iter().all(|end| *end == "cached"));
+        build_on(&first, &registry, &config, dockerfile, &flags);
+        assert!(ends(&first).iter().all(|end| *end == "cached"), "{:?}", ends(&first));
+        let other = on_a_fresh_machine(&registry, &config, dockerfile, &flags);
+        assert!(ends(&other).iter().all(|end| *end == "cached"), "{:?}", ends(&other));
+        assert_eq!(image_of(&other), image_of(&first));
     });
 }
 
