@@ -225,7 +225,7 @@ fn sentence(error: &dyn std::error::Error) -> String {
 }
 
 /// A blob being written, for asynchronous readers: each write is one `write(2)` into the page cache.
-struct Inline(BlobWriter);
+pub(crate) struct Inline(pub(crate) BlobWriter);
 
 impl AsyncWrite for Inline {
     fn poll_write(

@@ -25,7 +25,7 @@ use crate::build::event::{BuildEvent, StepState};
 use crate::build::explain::Memory;
 use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
 use crate::build::mirror::Mirrors;
-use crate::build::mounts::MountOptions;
+use crate::build::mounts::{MountOptions, Saving, UsedCaches};
 use crate::build::named::{NamedContext, NamedContexts};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
 use crate::build::process::{CANCELLED, ENDED, WorkerOptions, blocking, open_store};
@@ -117,7 +117,9 @@ pub async fn build(
         Ok(engine) => engine,
         Err(error) => {
             let result = finished(&events, started_at, clock, 0, Err(error.into_failure(None)));
-            return (result, Afterwards { trees: None, cache: None, is_built: false, max_cache_bytes });
+            let nothing =
+                Afterwards { trees: None, cache: None, saving: None, is_built: false, max_cache_bytes };
+            return (result, nothing);
         }
     };
     let trees = engine.all_trees.clone();
@@ -138,13 +140,21 @@ pub async fn build(
     let is_built = outcome.is_ok();
     let result = finished(&events, started_at, clock, hits, outcome);
     let cache = engine.capture.cache().filter(|_| !cancel.is_cancelled()).cloned();
-    (result, Afterwards { trees: Some(trees), cache, is_built, max_cache_bytes })
+    let saving = cache.clone().filter(|_| is_built).map(|remote| Saving {
+        remote,
+        used: engine.used_caches.clone(),
+        store: engine.trees.bases.store.clone(),
+        events,
+        max_bytes: engine.options.mounts.max_saved_bytes,
+    });
+    (result, Afterwards { trees: Some(trees), cache, saving, is_built, max_cache_bytes })
 }
 
 /// What is left to do when the result of a build is known.
 pub struct Afterwards {
     trees: Option<AllTrees>,
     cache: Option<RemoteCache>,
+    saving: Option<Saving>,
     is_built: bool,
     /// How large cache mounts may be.
     max_cache_bytes: u64,
@@ -170,6 +180,11 @@ impl Afterwards {
         {
             // The build has succeeded; what could not be settled is not trusted later, and that is all.
             drop(worker.call(Request::Settle, Vec::new()).await);
+        }
+        if let Some(saving) = &self.saving
+            && let Some(worker) = trees.any_worker()
+        {
+            saving.save(&worker).await;
         }
         if self.is_built {
             trees.prune_caches(self.max_cache_bytes).await;
@@ -214,6 +229,8 @@ pub(super) struct Engine {
     /// Those of all stages.
     pub(super) all_trees: AllTrees,
     pub(super) capture: Capture,
+    /// The cache mounts that steps have used.
+    pub(super) used_caches: UsedCaches,
     pub(super) context: Arc<Context>,
     /// Whether the worker has a copy of the context, or reads it in place.
     pub(super) context_copied: Option<bool>,
@@ -274,6 +291,7 @@ impl Engine {
             all_trees: AllTrees::new(&trees),
             trees,
             capture,
+            used_caches: UsedCaches::default(),
             context: Arc::new(context),
             context_copied: None,
             global: None,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::build::mounts::{AgentSocket, MountRequest};
+use crate::build::mounts::{AgentSocket, CacheRequest, MountRequest};
 use crate::build::user::ImageUser;
 use crate::layers::{PrunePolicy, Pruned};
 use crate::model::Secret;
@@ -101,6 +101,18 @@ pub(crate) enum Request {
     Prune {
         /// The policy.
         policy: PrunePolicy,
+    },
+    /// Make a cache mount that is not here of the tar in the descriptor.
+    RestoreCache {
+        /// Which.
+        cache: CacheRequest,
+        /// The digest of the tar.
+        diff_id: Digest,
+    },
+    /// Write a cache mount as a tar to the descriptor, unless somebody uses it.
+    SaveCache {
+        /// Which.
+        name: Digest,
     },
     /// Remove cache mounts, the longest unused first, until they are no larger than this together.
     PruneCaches {

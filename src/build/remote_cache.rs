@@ -2,6 +2,7 @@
 //!
 //! A cache never fails a build: where it cannot be read or written, that is told once, and the step is run.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 
-use crate::build::base::BaseSource;
+use crate::build::base::{BaseSource, Inline};
 use crate::build::engine::EventSink;
 use crate::build::event::BuildEvent;
 use crate::build::key::KeyBuilder;
@@ -75,6 +76,27 @@ impl RemoteCache {
     /// Whether a step of this kind (as in its key) is kept there.
     pub(crate) const fn wants(&self, is_run: bool) -> bool {
         if is_run { self.place.runs } else { self.place.copies }
+    }
+
+    /// For what platform its steps are.
+    pub(crate) const fn platform(&self) -> &Platform {
+        &self.platform
+    }
+
+    /// Fetches what was found.
+    pub(crate) async fn pull(&self, blob: &Descriptor, sink: &mut Inline) -> Result<(), ClientError> {
+        self.client.pull_blob(&self.place.repository, blob, sink).await
+    }
+
+    /// Leaves a file there that is no layer of the store, and waits until it is there.
+    pub(crate) async fn keep_file(
+        &self,
+        key: &Digest,
+        path: &Path,
+        compressed: &Compressed,
+    ) -> Result<(), ClientError> {
+        let blob = BlobSource::file(path, compressed.digest, compressed.size);
+        self.push_image(&[*key], Some((compressed, blob))).await
     }
 
     /// Looks a step up.
@@ -147,11 +169,27 @@ impl RemoteCache {
         keys: &[Digest],
         layer: Option<&Compressed>,
     ) -> Result<(), ClientError> {
+        let layer = match layer {
+            Some(layer) => {
+                // One that was pruned meanwhile is not kept.
+                let Some(path) = store.blob(&layer.digest) else { return Ok(()) };
+                Some((layer, BlobSource::file(path, layer.digest, layer.size)))
+            }
+            None => None,
+        };
+        self.push_image(keys, layer).await?;
+        self.mark(store, keys);
+        Ok(())
+    }
+
+    async fn push_image(
+        &self,
+        keys: &[Digest],
+        layer: Option<(&Compressed, BlobSource)>,
+    ) -> Result<(), ClientError> {
         let repository = &self.place.repository;
-        if let Some(layer) = layer {
-            // One that was pruned meanwhile is not kept.
-            let Some(path) = store.blob(&layer.digest) else { return Ok(()) };
-            let blob = BlobSource::file(path, layer.digest, layer.size);
+        let (layer, blob) = layer.unzip();
+        if let Some(blob) = blob {
             self.client.push_blob(repository, blob, &[]).await?;
         }
         let (config, manifest) = written(&self.platform, layer, Timestamp::now());
@@ -161,7 +199,6 @@ impl RemoteCache {
                 self.client.push_manifest(repository, &target, &manifest).await?;
             }
         }
-        self.mark(store, keys);
         Ok(())
     }
 

@@ -275,6 +275,11 @@ impl Body {
                 Ok(Response::Done)
             }
             Request::Prune { policy } => Ok(Response::Pruned(self.store()?.store.prune(&policy)?)),
+            Request::RestoreCache { cache, diff_id } => {
+                mounts::restore_cache(self, &cache, &diff_id, one(fds)?)?;
+                Ok(Response::Done)
+            }
+            Request::SaveCache { name } => mounts::save_cache(self, &name, one(fds)?),
             Request::PruneCaches { max_bytes } => self.prune_caches(max_bytes),
         }
     }

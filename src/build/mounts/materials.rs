@@ -54,7 +54,9 @@ impl Engine {
                         Some(files) => Some(self.at_hand(files.selection.clone(), &mut materials).await?),
                         None => None,
                     };
-                    MountWhat::Cache(self.cache(planned, seed))
+                    let cache = self.cache(planned, seed);
+                    self.restore_cache(&cache, &planned.id(), planned.mount.read_only).await?;
+                    MountWhat::Cache(cache)
                 }
                 MountKind::Secret => match self.secret(planned, &mut request.secrets).await? {
                     Some(what) => what,

@@ -18,6 +18,8 @@ pub struct MountOptions {
     pub cache_scope: String,
     /// Certificates that RUN trusts beside those of its image, as PEM.
     pub ca_bundle: Option<String>,
+    /// How large a cache mount may be that is saved in the cache repository, as a tar; 0: none is.
+    pub max_saved_bytes: u64,
     /// How large the cache mounts of all scopes may be together; the longest unused go first.
     pub max_cache_bytes: u64,
 }
@@ -30,6 +32,7 @@ impl Default for MountOptions {
             allowed: BTreeSet::new(),
             cache_scope: String::new(),
             ca_bundle: None,
+            max_saved_bytes: 1 << 30,
             max_cache_bytes: 20 << 30,
         }
     }

@@ -1,6 +1,7 @@
 //! Mounts inside the worker: made before a step, taken away after it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,9 @@ use rustix::net::SocketAddrUnix;
 
 use super::request::{AgentSocket, CacheRequest, MountRequest, MountWhat, Selection};
 use crate::build::copying::{self, Source};
+use crate::build::protocol::Response;
 use crate::build::worker::{Body, WorkerError};
-use crate::layers::{self, CacheDirectory, CacheSharing, CopyError, Staged};
+use crate::layers::{self, CacheDirectory, CacheSharing, CopyError, DiffInput, Staged, UnpackOptions};
 use crate::oci::Digest;
 use crate::sandbox::{Access, Mount, MountSource};
 
@@ -179,6 +181,11 @@ fn begin_cache(
         from.close(body)?;
         copied?;
     }
+    own_cache(staged, cache)
+}
+
+/// Gives a new cache the owner and the permissions that it is to have.
+fn own_cache(staged: &Staged, cache: &CacheRequest) -> Result<(), WorkerError> {
     if let Some((uid, gid)) = cache.owner {
         std::os::unix::fs::chown(staged.tree(), Some(uid), Some(gid)).map_err(WorkerError::Cache)?;
     }
@@ -187,6 +194,39 @@ fn begin_cache(
         std::fs::set_permissions(staged.tree(), mode).map_err(WorkerError::Cache)?;
     }
     Ok(())
+}
+
+/// Makes a cache, that is not here, of what was saved of it.
+pub(in crate::build) fn restore_cache(
+    body: &Body,
+    cache: &CacheRequest,
+    diff_id: &Digest,
+    saved: OwnedFd,
+) -> Result<(), WorkerError> {
+    let unpack = |staged: &Staged| {
+        let root = layers::Root::open(staged.tree())?;
+        layers::unpack_layer(File::from(saved), &root, Some(diff_id), &UnpackOptions::default())
+            .map_err(|error| WorkerError::Unpack(*diff_id, error))?;
+        own_cache(staged, cache)
+    };
+    body.layer_store()?.cache_directory(&cache.name, CacheSharing::Shared, unpack).map(drop)
+}
+
+/// Writes a cache as a tar; nothing if somebody uses it, or if nothing is in it.
+pub(in crate::build) fn save_cache(
+    body: &Body,
+    name: &Digest,
+    out: OwnedFd,
+) -> Result<Response, WorkerError> {
+    let nothing = Response::Diffed { entries: 0, bytes: 0 };
+    let Some(directory) = body.layer_store()?.idle_cache(name)? else { return Ok(nothing) };
+    let upper = layers::Root::open(directory.path())?;
+    let files = layers::diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] })?;
+    if files.is_empty() {
+        return Ok(nothing);
+    }
+    let written = layers::write_tar(&files, &upper, None, File::from(out))?;
+    Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
 }
 
 fn copy_of(context: Option<&OwnedFd>) -> Result<Option<OwnedFd>, WorkerError> {

@@ -58,6 +58,13 @@ pub(crate) struct CacheRequest {
     pub(crate) owner: Option<(u32, u32)>,
 }
 
+impl CacheRequest {
+    /// The same without its first content: what is restored takes its place.
+    pub(super) fn without_seed(&self) -> Self {
+        Self { name: self.name, sharing: self.sharing, seed: None, mode: self.mode, owner: self.owner }
+    }
+}
+
 /// Names a socket between the request that makes it and the step that uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct AgentSocket(pub(crate) u32);

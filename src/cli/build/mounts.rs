@@ -34,6 +34,9 @@ pub struct MountArguments {
     /// How large all cache mounts may be together; the longest unused go first
     #[arg(long, value_name = "BYTES", default_value = "20GiB")]
     pub cache_mount_limit: Size,
+    /// How large a cache mount may be that is saved in `--cache-repo` for other machines; 0 saves and restores none
+    #[arg(long, value_name = "BYTES", default_value = "1GiB")]
+    pub cache_mount_save_limit: Size,
 }
 
 impl MountArguments {
@@ -45,6 +48,7 @@ impl MountArguments {
             allowed: self.allow.iter().copied().collect(),
             cache_scope: self.cache_mount_scope.clone(),
             ca_bundle: self.ca_bundle.as_deref().map(read_bundle).transpose()?,
+            max_saved_bytes: self.cache_mount_save_limit.0,
             max_cache_bytes: self.cache_mount_limit.0,
         })
     }

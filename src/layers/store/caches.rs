@@ -84,8 +84,28 @@ impl LayerStore {
         Ok(directory)
     }
 
+    /// Whether there is a directory of `name`.
+    #[must_use]
+    pub fn has_cache(&self, name: &Digest) -> bool {
+        self.cache_path(name, 0).is_dir()
+    }
+
+    /// The directory that uses of `name` come back to, if there is one and nobody uses it.
+    pub fn idle_cache(&self, name: &Digest) -> Result<Option<CacheDirectory>, StoreError> {
+        let path = self.cache_path(name, 0);
+        if !path.is_dir() {
+            return Ok(None);
+        }
+        let lock = lasting_lock(&path.with_extension("lock"), FlockOperation::NonBlockingLockExclusive)?;
+        Ok(lock.filter(|_| path.is_dir()).map(|lock| CacheDirectory { path, _lock: lock }))
+    }
+
+    fn cache_path(&self, name: &Digest, number: u32) -> PathBuf {
+        self.caches().join(format!("{}-{number}", name.hex()))
+    }
+
     fn locked_cache(&self, name: &Digest, sharing: CacheSharing) -> Result<CacheDirectory, StoreError> {
-        let path = |number: u32| self.caches().join(format!("{}-{number}", name.hex()));
+        let path = |number: u32| self.cache_path(name, number);
         let at = |number: u32, operation| -> Result<Option<CacheDirectory>, FileError> {
             let path = path(number);
             Ok(lasting_lock(&path.with_extension("lock"), operation)?
@@ -238,6 +258,18 @@ mod tests {
         let path = first.path().to_owned();
         drop((first, second));
         assert_eq!(take(&store, "x", CacheSharing::Private).path(), path);
+    }
+
+    #[test]
+    fn only_a_directory_that_nobody_uses_is_idle() {
+        let (_keep, store) = store();
+        let name = Digest::of("x");
+        assert!(!store.has_cache(&name) && store.idle_cache(&name).unwrap().is_none());
+        let used = take(&store, "x", CacheSharing::Shared);
+        assert!(store.has_cache(&name) && store.idle_cache(&name).unwrap().is_none());
+        let path = used.path().to_owned();
+        drop(used);
+        assert_eq!(store.idle_cache(&name).unwrap().unwrap().path(), path);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod mounts;
 mod places;
 mod pushes;
 mod registries;
+mod saved_caches;
 mod secrets;
 mod stages;
 mod trust;

@@ -12,7 +12,7 @@ use super::{Place, base};
 use crate::registry::Registry;
 
 /// Puts the busybox of the layout into a registry's mirror.
-async fn mirror(registry: &Registry) {
+pub(super) async fn mirror(registry: &Registry) {
     mirror_as(registry, "mirror/library/busybox").await;
 }
 
@@ -70,7 +70,12 @@ async fn a_base_comes_from_the_mirror_and_the_image_goes_to_its_repository() {
 }
 
 /// A build by a machine that has nothing but the registry; what it printed goes to the caller.
-fn on_a_fresh_machine(registry: &Registry, config: &str, dockerfile: &str, flags: &[&str]) -> Place {
+pub(super) fn on_a_fresh_machine(
+    registry: &Registry,
+    config: &str,
+    dockerfile: &str,
+    flags: &[&str],
+) -> Place {
     let place = Place::new();
     place.file("a", "a");
     build_on(&place, registry, config, dockerfile, flags);
