@@ -75,11 +75,26 @@ pub enum BuildState {
     /// Everything that the build needs is there.
     Planned(Plan),
     /// There is an image for every platform.
-    Built(Plan, Vec<PlatformImage>),
+    Built {
+        /// What was to be built.
+        plan: Plan,
+        /// The images, in the order of the plan's platforms.
+        images: Vec<PlatformImage>,
+    },
     /// The index is in the registry.
-    Published(Plan, PublishedIndex),
+    Published {
+        /// What was to be built.
+        plan: Plan,
+        /// The index.
+        index: PublishedIndex,
+    },
     /// The release is made.
-    Released(Plan, ReleaseNumber),
+    Released {
+        /// What was to be built.
+        plan: Plan,
+        /// The release's number.
+        release: ReleaseNumber,
+    },
 }
 
 /// That a build is to stop.
@@ -156,6 +171,20 @@ pub enum Fault {
     App,
     /// The operator has to look; the pusher can try again.
     Platform,
+}
+
+impl BuildState {
+    /// The plan, once there is one.
+    #[must_use]
+    pub const fn plan(&self) -> Option<&Plan> {
+        match self {
+            Self::Received(_) | Self::Detected(_) => None,
+            Self::Planned(plan)
+            | Self::Built { plan, .. }
+            | Self::Published { plan, .. }
+            | Self::Released { plan, .. } => Some(plan),
+        }
+    }
 }
 
 impl Build {

@@ -45,6 +45,7 @@ pub struct Release {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ReleaseState {
     /// Made, and not yet seen to be ready.
+    #[serde(serialize_with = "nothing", deserialize_with = "empty")]
     Pending,
     /// It became ready, and was the current one from then on.
     Live {
@@ -56,6 +57,19 @@ pub enum ReleaseState {
         /// Why.
         reason: String,
     },
+}
+
+/// Nothing, as an object without fields: every state is an object with one key, which a schema can say.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
+fn nothing<S: serde::Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+    Empty {}.serialize(serializer)
+}
+
+fn empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    Empty::deserialize(deserializer).map(|Empty {}| ())
 }
 
 impl Release {

@@ -1,6 +1,6 @@
 //! The seam that keeps objects: JSON documents under a kind and a name, changed by compare-and-swap.
 //!
-//! A store knows nothing of what the documents say. That keeps it at six methods, which the data directory and
+//! A store need not know what the documents say. That keeps it at six methods, which the data directory and
 //! Kubernetes both have, and the typed functions over it ([`load`], [`create`], [`modify`], …) are written once.
 
 use std::fmt;
@@ -78,7 +78,7 @@ pub struct Version(pub String);
 pub struct Document {
     /// Its state's version.
     pub version: Version,
-    /// The JSON, byte for byte.
+    /// The JSON; from a store that keeps values rather than text, the same value.
     pub json: Vec<u8>,
 }
 
@@ -130,6 +130,75 @@ pub enum StoreError {
         format: u64,
         /// The newest that this program knows.
         known: u32,
+    },
+    /// The document is of another object than its name says.
+    #[error("{} `{name}` says of itself that it is `{inside}`", kind.plural())]
+    Misnamed {
+        /// The kind.
+        kind: Kind,
+        /// The name it was found under.
+        name: ObjectName,
+        /// The name it has inside.
+        inside: ObjectName,
+    },
+    /// The document is larger than the store takes.
+    #[error("{} `{name}` has {bytes} bytes, which is more than the store takes", kind.plural())]
+    TooLarge {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: ObjectName,
+        /// Its size, in bytes.
+        bytes: usize,
+    },
+    /// The store's own rules do not allow the document: it was made for another version of the program.
+    #[error(
+        "the store does not take {} `{name}` ({message}): its definitions are not those of this hephy, upgrade the chart",
+        kind.plural()
+    )]
+    Refused {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: ObjectName,
+        /// What it said.
+        message: String,
+    },
+    /// The server's own account may not do it.
+    #[error(
+        "hephy's account may not {verb} {resource} in namespace `{namespace}`: add the verb to its Role ({message})"
+    )]
+    Forbidden {
+        /// What was tried: `update`.
+        verb: &'static str,
+        /// Of what: `apps.hephy.dev`.
+        resource: String,
+        /// Where.
+        namespace: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The store does not know the kind.
+    #[error(
+        "the cluster knows no {resource} ({message}): install hephy's custom resource definitions, which the chart has"
+    )]
+    Unknown {
+        /// What: `apps.hephy.dev`.
+        resource: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The store did not answer, or not usefully, for as long as it was asked.
+    #[error("cannot {doing} {} `{name}`: the store does not answer", kind.plural())]
+    Unavailable {
+        /// `read`, `write`, `list`, `remove`.
+        doing: &'static str,
+        /// The kind.
+        kind: Kind,
+        /// The name, or what was listed.
+        name: String,
+        /// What went wrong last.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The place that keeps it failed.
     #[error("cannot {doing} {} `{name}`", kind.plural())]
@@ -197,18 +266,23 @@ pub struct Versioned<T> {
 
 fn decode<T: Object>(name: &ObjectName, document: Document) -> Result<Versioned<T>, StoreError> {
     let malformed = |source| StoreError::Malformed { kind: T::KIND, name: name.clone(), source };
-    match serde_json::from_slice(&document.json) {
-        Ok(object) => Ok(Versioned { object, version: document.version }),
-        Err(source) => {
-            let value: serde_json::Value = serde_json::from_slice(&document.json).map_err(malformed)?;
-            match value.get("format").and_then(serde_json::Value::as_u64) {
-                Some(format) if format > u64::from(super::FORMAT) => {
-                    Err(StoreError::Newer { kind: T::KIND, name: name.clone(), format, known: super::FORMAT })
-                }
-                _ => Err(malformed(source)),
-            }
-        }
+    // The format first: what is newer may read well and mean something else.
+    let Header { format } = serde_json::from_slice(&document.json).map_err(malformed)?;
+    if format > u64::from(super::FORMAT) {
+        return Err(StoreError::Newer { kind: T::KIND, name: name.clone(), format, known: super::FORMAT });
     }
+    let object: T = serde_json::from_slice(&document.json).map_err(malformed)?;
+    let inside = object.name();
+    if inside != *name {
+        return Err(StoreError::Misnamed { kind: T::KIND, name: name.clone(), inside });
+    }
+    Ok(Versioned { object, version: document.version })
+}
+
+/// What every document has, of whatever format.
+#[derive(serde::Deserialize)]
+struct Header {
+    format: u64,
 }
 
 fn encode<T: Object>(object: &T) -> Result<Vec<u8>, StoreError> {

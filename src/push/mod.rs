@@ -95,18 +95,18 @@ pub async fn advance(
             BuildState::Detected(recipe) => BuildState::Planned(plan(stages, build, recipe, log).await?),
             BuildState::Planned(plan) => {
                 let images = building::build(stages, build, &plan, log, cancel).await?;
-                BuildState::Built(plan, images)
+                BuildState::Built { plan, images }
             }
-            BuildState::Built(plan, images) => {
+            BuildState::Built { plan, images } => {
                 let index = publish(stages, build, &images, log).await?;
-                BuildState::Published(plan, index)
+                BuildState::Published { plan, index }
             }
-            BuildState::Published(plan, index) => {
+            BuildState::Published { plan, index } => {
                 let release = release(stages, build, &plan, index, log).await?;
-                BuildState::Released(plan, release.number)
+                BuildState::Released { plan, release: release.number }
             }
-            BuildState::Released(_, number) => {
-                let release = crate::release::find(&*stages.store, &build.app, number).await?;
+            BuildState::Released { release, .. } => {
+                let release = crate::release::find(&*stages.store, &build.app, release).await?;
                 let rolled = rolling::roll_out(stages, build, &release, log).await;
                 stages.metrics.stage_took(stage, began.elapsed());
                 return rolled;
@@ -123,14 +123,14 @@ const fn stage_after(state: &BuildState) -> &'static str {
         BuildState::Received(_) => "detect",
         BuildState::Detected(_) => "plan",
         BuildState::Planned(_) => "build",
-        BuildState::Built(..) => "publish",
-        BuildState::Published(..) => "release",
-        BuildState::Released(..) => "rollout",
+        BuildState::Built { .. } => "publish",
+        BuildState::Published { .. } => "release",
+        BuildState::Released { .. } => "rollout",
     }
 }
 
 async fn write_down(stages: &Stages, build: &Build, state: &BuildState) -> Result<(), Ended> {
-    let published = matches!(state, BuildState::Published(..) | BuildState::Released(..));
+    let published = matches!(state, BuildState::Published { .. } | BuildState::Released { .. });
     let name = Build::object_name(&build.app, build.number);
     store::modify(&*stages.store, &name, |build: &mut Build| {
         if let (Some(cancel), false) = (&build.cancel, published) {

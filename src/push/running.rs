@@ -323,7 +323,7 @@ pub(super) async fn conclude(stages: &Stages, build: &Build, outcome: Outcome) -
 fn left_behind(app: &App, build: &Build) -> Outcome {
     let at = Timestamp::now();
     match &build.state {
-        BuildState::Released(_, release) if app.current.is_some_and(|current| current >= *release) => {
+        BuildState::Released { release, .. } if app.current.is_some_and(|current| current >= *release) => {
             Outcome::Succeeded { at, release: *release }
         }
         _ => Outcome::Failed { at, fault: Fault::Platform, reason: "the server was stopped".to_owned() },

@@ -117,7 +117,7 @@ async fn keep(store: &dyn Store) -> Result<Keep, StoreError> {
     let runnable = releases.filter(|release| !matches!(release.state, ReleaseState::Failed { .. }));
     let published =
         store::list::<Build>(store, "").await?.into_iter().filter_map(|build| match build.state {
-            BuildState::Published(_, index) if build.outcome.is_none() => Some(index.digest),
+            BuildState::Published { index, .. } if build.outcome.is_none() => Some(index.digest),
             _ => None,
         });
     let releases = runnable.map(|release| release.index.digest).chain(published).collect();

@@ -69,9 +69,9 @@ fn state(build: &Build) -> String {
         (None, BuildState::Received(_)) => "received".to_owned(),
         (None, BuildState::Detected(_)) => "detected".to_owned(),
         (None, BuildState::Planned(_)) => "building".to_owned(),
-        (None, BuildState::Built(..)) => "publishing".to_owned(),
-        (None, BuildState::Published(..)) => "releasing".to_owned(),
-        (None, BuildState::Released(_, release)) => format!("rolling out {release}"),
+        (None, BuildState::Built { .. }) => "publishing".to_owned(),
+        (None, BuildState::Published { .. }) => "releasing".to_owned(),
+        (None, BuildState::Released { release, .. }) => format!("rolling out {release}"),
     }
 }
 

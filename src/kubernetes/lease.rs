@@ -1,0 +1,272 @@
+//! Leases: which replica does a thing, and when another may take it up
+//! (<https://kubernetes.io/docs/concepts/architecture/leases/>).
+//!
+//! A lease is over when nobody has seen it renewed for as long as it lasts, by the clock of who looks: clocks of two
+//! machines are never compared. It is taken by a write on the version that was looked at, so of two who take it one
+//! does. A lease is no fence for what is done under it: who writes elsewhere writes on a version that was read, and
+//! stops when the lease is lost.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kube::Client;
+use kube::core::Request;
+use kube::core::params::{DeleteParams, GetParams, PostParams, Preconditions};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Caller, MANAGER, Refusal, managed_by};
+
+/// How long a lease lasts without being renewed.
+const DURATION: Duration = Duration::from_secs(15);
+
+/// The leases of one namespace, for one process. Clones share what they have seen.
+#[derive(Debug, Clone)]
+pub struct Leases {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    caller: Caller,
+    namespace: String,
+    owner: String,
+    duration: Duration,
+    /// When a version of a lease was first seen here.
+    seen: Mutex<HashMap<String, (String, Instant)>>,
+}
+
+/// Why a lease could be neither taken nor looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Our account may not.
+    #[error(
+        "hephy's account may not {verb} leases.coordination.k8s.io in namespace `{namespace}`: add the verb to its Role ({message})"
+    )]
+    Forbidden {
+        /// What.
+        verb: &'static str,
+        /// Where.
+        namespace: String,
+        /// What the API server said.
+        message: String,
+    },
+    /// The API server says something else.
+    #[error("cannot {doing} the lease `{name}`")]
+    Refused {
+        /// `read`, `take`.
+        doing: &'static str,
+        /// Which.
+        name: String,
+        /// Why.
+        source: Refusal,
+    },
+}
+
+/// A lease that this process has, and renews until this is dropped.
+///
+/// Dropped without [`Held::release`], it is free for others once it is over.
+#[derive(Debug)]
+pub struct Held {
+    leases: Leases,
+    name: String,
+    version: Arc<Mutex<String>>,
+    lost: CancellationToken,
+    renewing: AbortOnDropHandle<()>,
+}
+
+/// A lease as it was read.
+struct Read {
+    holder: String,
+    version: String,
+}
+
+impl Leases {
+    /// The leases in `namespace`, taken in the name of `owner`: the pod's.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, owner: &str) -> Self {
+        Self::lasting(client, namespace, owner, DURATION)
+    }
+
+    /// The same, of leases that last so long.
+    #[must_use]
+    pub fn lasting(client: Client, namespace: &str, owner: &str, duration: Duration) -> Self {
+        // An answer that comes after the lease is over is none.
+        let caller = Caller::new(client).patient_for(duration / 3);
+        let (namespace, owner) = (namespace.to_owned(), owner.to_owned());
+        Self { shared: Arc::new(Shared { caller, namespace, owner, duration, seen: Mutex::default() }) }
+    }
+
+    /// Takes the lease, if nobody has it or who had it no longer renews it; `None` where somebody has it.
+    ///
+    /// That somebody no longer renews is only known after it was looked at for as long as a lease lasts: ask again.
+    pub async fn hold(&self, name: &str) -> Result<Option<Held>, LeaseError> {
+        // Another for each time, so that a restarted pod is not taken for the one before.
+        let holder = format!("{}_{:016x}", self.shared.owner, rand::random::<u64>());
+        let read = self.read(name).await?;
+        let taken = match &read {
+            None => self.write(name, &holder, None).await,
+            Some(read) if self.is_over(name, read) => self.write(name, &holder, Some(&read.version)).await,
+            Some(_) => return Ok(None),
+        };
+        let version = match taken {
+            Ok(version) => version,
+            // Somebody was faster, or this was, and the answer was lost.
+            Err(Refusal::Exists | Refusal::Conflict | Refusal::Missing | Refusal::MissingAfterRetry) => {
+                match self.read(name).await?.filter(|read| read.holder == holder) {
+                    Some(read) => read.version,
+                    None => return Ok(None),
+                }
+            }
+            Err(refusal) => return Err(self.error("take", "update", name, refusal)),
+        };
+        Ok(Some(self.renewed(name, holder, version)))
+    }
+
+    /// Whether nobody has the lease: there is none, or it was seen not to be renewed for as long as it lasts.
+    pub async fn expired(&self, name: &str) -> Result<bool, LeaseError> {
+        let read = self.read(name).await?;
+        Ok(read.is_none_or(|read| self.is_over(name, &read)))
+    }
+
+    fn renewed(&self, name: &str, holder: String, version: String) -> Held {
+        let lost = CancellationToken::new();
+        let version = Arc::new(Mutex::new(version));
+        let renewing = renew(self.clone(), name.to_owned(), holder, Arc::clone(&version), lost.clone());
+        let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
+        Held { leases: self.clone(), name: name.to_owned(), version, lost, renewing }
+    }
+
+    /// Notes what was read, and says whether the same was read for long enough.
+    fn is_over(&self, name: &str, read: &Read) -> bool {
+        let mut seen = self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (version, since) = seen.entry(name.to_owned()).or_insert_with(|| (read.version.clone(), now));
+        if *version != read.version {
+            version.clone_from(&read.version);
+            *since = now;
+        }
+        read.holder.is_empty() || since.elapsed() >= self.shared.duration
+    }
+
+    fn request(&self) -> Request {
+        Request::new(format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.shared.namespace))
+    }
+
+    async fn read(&self, name: &str) -> Result<Option<Read>, LeaseError> {
+        let request = self.request().get(name, &GetParams::default());
+        match self.shared.caller.call("leases", request).await {
+            Ok(lease) => Ok(Some(Read {
+                holder: text(&lease, "/spec/holderIdentity").unwrap_or_default(),
+                version: text(&lease, "/metadata/resourceVersion").unwrap_or_default(),
+            })),
+            Err(Refusal::Missing | Refusal::MissingAfterRetry) => {
+                self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+                Ok(None)
+            }
+            Err(refusal) => Err(self.error("read", "get", name, refusal)),
+        }
+    }
+
+    /// Writes who has it; on the version that was read, or anew.
+    async fn write(&self, name: &str, holder: &str, read: Option<&str>) -> Result<String, Refusal> {
+        let now = jiff::Timestamp::now();
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": { "name": name, "resourceVersion": read, "labels": managed_by(&[]) },
+            "spec": {
+                "holderIdentity": holder,
+                "leaseDurationSeconds": self.shared.duration.as_secs().max(1),
+                "renewTime": format!("{now:.6}"),
+            },
+        });
+        let body = lease.to_string().into_bytes();
+        let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        let request = match read {
+            None => self.request().create(&parameters, body),
+            Some(_) => self.request().replace(name, &parameters, body),
+        };
+        let written = self.shared.caller.call("leases", request).await?;
+        Ok(text(&written, "/metadata/resourceVersion").unwrap_or_default())
+    }
+
+    fn error(&self, doing: &'static str, verb: &'static str, name: &str, refusal: Refusal) -> LeaseError {
+        match refusal {
+            Refusal::Forbidden(message) => {
+                LeaseError::Forbidden { verb, namespace: self.shared.namespace.clone(), message }
+            }
+            source => LeaseError::Refused { doing, name: name.to_owned(), source },
+        }
+    }
+}
+
+fn text(object: &Value, pointer: &str) -> Option<String> {
+    Some(object.pointer(pointer)?.as_str()?.to_owned())
+}
+
+/// Renews until it cannot be done in time; then the lease is lost, before anybody else can have it.
+async fn renew(
+    leases: Leases,
+    name: String,
+    holder: String,
+    version: Arc<Mutex<String>>,
+    lost: CancellationToken,
+) {
+    let duration = leases.shared.duration;
+    let _lost = lost.drop_guard();
+    let mut renewed = Instant::now();
+    loop {
+        tokio::time::sleep_until(renewed + duration / 3).await;
+        loop {
+            let begun = Instant::now();
+            let read = version.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let next = match leases.write(&name, &holder, Some(&read)).await {
+                Ok(next) => Some(next),
+                // An answer that was lost, or somebody else's.
+                Err(Refusal::Conflict) => match leases.read(&name).await {
+                    Ok(Some(read)) if read.holder == holder => Some(read.version),
+                    Ok(_) => return,
+                    Err(_) => None,
+                },
+                Err(Refusal::Missing | Refusal::MissingAfterRetry) => return,
+                Err(_) => None,
+            };
+            if let Some(next) = next {
+                *version.lock().unwrap_or_else(PoisonError::into_inner) = next;
+                renewed = begun;
+                break;
+            }
+            if renewed.elapsed() >= duration * 2 / 3 {
+                tracing::warn!(lease = name, "a lease could not be renewed in time");
+                return;
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Is cancelled when the lease could not be renewed: whatever is done under it must end.
+    #[must_use]
+    pub const fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
+    /// Gives the lease up, so that others need not wait for its end.
+    pub async fn release(self) {
+        let Self { leases, name, version, renewing, .. } = self;
+        // After its last write: the version is the one that is there.
+        renewing.abort();
+        drop(renewing.await);
+        let resource_version = Some(version.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let preconditions = Some(Preconditions { resource_version, uid: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        let request = leases.request().delete(&name, &params);
+        if let Err(refusal) = leases.shared.caller.call("leases", request).await {
+            tracing::debug!(lease = name, %refusal, "a lease was not given up, and ends by itself");
+        }
+    }
+}
