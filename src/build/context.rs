@@ -21,6 +21,10 @@ pub(crate) struct Context {
     directory: PathBuf,
     pub(crate) ignore: Option<IgnoreText>,
     root: layers::Root,
+    /// Files that are handed over even where they are ignored, relative to the directory.
+    needed: Vec<PathBuf>,
+    /// No time in what is handed over is later.
+    epoch: Option<i64>,
 }
 
 impl Context {
@@ -40,7 +44,12 @@ impl Context {
                 break;
             }
         }
-        Ok(Self { directory, ignore, root })
+        Ok(Self { directory, ignore, root, needed: Vec::new(), epoch: None })
+    }
+
+    /// The same, handed over with these files even where they are ignored, and with no time after `epoch`.
+    pub(crate) fn with(self, needed: Vec<PathBuf>, epoch: Option<i64>) -> Self {
+        Self { needed, epoch, ..self }
     }
 
     /// The directory as the safe path functions take it.
@@ -70,8 +79,8 @@ impl Context {
     pub(crate) fn write_tar(&self, out: impl Write) -> Result<(), EngineError> {
         let exclusion =
             Exclusion::of(self.ignore.as_ref()).map_err(|error| EngineError::Wrong(error.to_string()))?;
-        let mut writer =
-            ContextWriter { tar: tar::Builder::new(out), ways: Vec::new(), files: HashMap::new() };
+        let (ways, files, epoch) = (Vec::new(), HashMap::new(), self.epoch);
+        let mut writer = ContextWriter { tar: tar::Builder::new(out), ways, files, epoch };
         let mut walk = walkdir::WalkDir::new(&self.directory).min_depth(1).sort_by_file_name().into_iter();
         while let Some(entry) = walk.next() {
             let entry = entry.map_err(|error| EngineError::Read {
@@ -88,6 +97,15 @@ impl Context {
                 Excluded::Yes => {}
             }
         }
+        for path in &self.needed {
+            let is_left_out = matches!(exclusion.excludes(path, false), Excluded::Yes);
+            let source = self.directory.join(path);
+            if is_left_out && source.is_file() {
+                writer
+                    .entry(&self.directory, path)
+                    .map_err(|error| EngineError::Read { path: source, source: error })?;
+            }
+        }
         writer.tar.finish().map_err(EngineError::io("hand the context to the sandbox"))
     }
 }
@@ -98,6 +116,8 @@ struct ContextWriter<W: Write> {
     ways: Vec<PathBuf>,
     /// The first name of each file that has several.
     files: HashMap<(u64, u64), PathBuf>,
+    /// No time is later.
+    epoch: Option<i64>,
 }
 
 impl<W: Write> ContextWriter<W> {
@@ -118,7 +138,8 @@ impl<W: Write> ContextWriter<W> {
         header.set_mode(metadata.mode() & 0o7777);
         header.set_uid(0);
         header.set_gid(0);
-        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+        let mtime = self.epoch.map_or(metadata.mtime(), |epoch| metadata.mtime().min(epoch));
+        header.set_mtime(u64::try_from(mtime).unwrap_or(0));
         header.set_size(0);
         if metadata.is_file() {
             let inode = (metadata.dev(), metadata.ino());

@@ -17,8 +17,11 @@ use crate::build::process::blocking;
 use crate::build::remote::{
     Address, Answer, Git, GitAddress, GitCredentials, GitOptions, Guard, MAX_DOWNLOAD_BYTES, Web, shown,
 };
+use crate::build::source::pull_source;
 use crate::layers;
 use crate::model::Secret;
+use crate::oci::Reference;
+use crate::registry::client::{Client, ClientConfig};
 
 /// Where a context is.
 #[derive(Debug, Clone)]
@@ -33,6 +36,8 @@ pub enum ContextPlace {
     WebTar(Url),
     /// A commit of a git repository, or a directory of it.
     Git(GitContext),
+    /// What [`push_source`](super::push_source) left in a registry, by its digest.
+    Artifact(Reference),
 }
 
 /// A git repository as a context.
@@ -55,6 +60,15 @@ impl ContextPlace {
         }
         if let Some(repository) = text.strip_prefix("git://") {
             return kaniko_git(repository, plain_http).map(Self::Git);
+        }
+        if let Some(reference) = text.strip_prefix("oci:").filter(|rest| !rest.starts_with("//")) {
+            let reference: Reference = reference.parse().map_err(|error| format!("`{text}`: {error}"))?;
+            if reference.digest.is_none() {
+                return Err(format!(
+                    "`{text}`: a source in a registry is named by its digest, `oci:REPOSITORY@sha256:…`"
+                ));
+            }
+            return Ok(Self::Artifact(reference));
         }
         for scheme in ["s3://", "gs://"] {
             if text.starts_with(scheme) {
@@ -140,6 +154,8 @@ pub struct ContextRequest {
     pub git: GitContextOptions,
     /// Who asks for a git repository: user and password.
     pub git_credentials: Option<(String, Secret<String>)>,
+    /// Who asks for a source in a registry.
+    pub registry: Option<Client>,
 }
 
 /// A context that is a directory of this machine; it is gone when this is dropped, if it was fetched.
@@ -147,7 +163,10 @@ pub struct ContextRequest {
 pub struct FetchedContext {
     /// The directory.
     pub directory: PathBuf,
+    /// The Dockerfile, where it came along and is not in the directory.
+    pub dockerfile: Option<PathBuf>,
     kept: Option<TempDir>,
+    _kept_dockerfile: Option<TempDir>,
 }
 
 impl FetchedContext {
@@ -167,7 +186,8 @@ pub async fn fetch_context(request: ContextRequest, spool: &Path) -> Result<Fetc
 }
 
 async fn fetched(request: ContextRequest, spool: &Path) -> Result<FetchedContext, EngineError> {
-    let ContextRequest { place, sub_path, git, git_credentials } = request;
+    let ContextRequest { place, sub_path, git, git_credentials, registry } = request;
+    let mut beside = None;
     let (directory, kept) = match place {
         ContextPlace::Directory(directory) => (directory, None),
         ContextPlace::Tar(path) => {
@@ -185,12 +205,23 @@ async fn fetched(request: ContextRequest, spool: &Path) -> Result<FetchedContext
             unpacked(download.file, shown(&url), spool).await?
         }
         ContextPlace::Git(GitContext(address)) => checked_out(*address, git, git_credentials, spool).await?,
+        ContextPlace::Artifact(reference) => {
+            let client = registry.unwrap_or_else(|| Client::new(ClientConfig::default()));
+            let pulled = pull_source(&client, &reference, temporary_root(spool)?).await?;
+            if let Some((dockerfile, name)) = pulled.dockerfile {
+                let (directory, kept) =
+                    unpacked(dockerfile, format!("Dockerfile of {reference}"), spool).await?;
+                beside = Some((directory.join(name), kept));
+            }
+            unpacked(pulled.context, reference.to_string(), spool).await?
+        }
     };
     let directory = match sub_path {
         Some(sub_path) => inside(&directory, &sub_path)?,
         None => directory,
     };
-    Ok(FetchedContext { directory, kept })
+    let (dockerfile, kept_dockerfile) = beside.map_or((None, None), |(path, kept)| (Some(path), kept));
+    Ok(FetchedContext { directory, dockerfile, kept, _kept_dockerfile: kept_dockerfile })
 }
 
 type Kept = (PathBuf, Option<TempDir>);
@@ -253,9 +284,15 @@ fn inside(directory: &Path, path: &Path) -> Result<PathBuf, EngineError> {
 }
 
 fn temporary(spool: &Path) -> Result<TempDir, EngineError> {
-    std::fs::create_dir_all(spool)
-        .and_then(|()| tempfile::Builder::new().prefix("context-").tempdir_in(spool))
+    tempfile::Builder::new()
+        .prefix("context-")
+        .tempdir_in(temporary_root(spool)?)
         .map_err(EngineError::io("make a directory for the context"))
+}
+
+fn temporary_root(spool: &Path) -> Result<&Path, EngineError> {
+    std::fs::create_dir_all(spool).map_err(EngineError::io("make a directory for the context"))?;
+    Ok(spool)
 }
 
 impl FromStr for ContextPlace {

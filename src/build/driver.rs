@@ -19,7 +19,9 @@ use crate::oci::{Descriptor, Digest, Platform, Reference};
 /// What is to be built, for one platform.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
-    /// The build's own directory: its lock, its events and its result.
+    /// What the build is called, for all its platforms: `app--17`. A driver of a cluster names its Jobs by it.
+    pub name: String,
+    /// The build's own directory: its lock, its events and its result, where the engine is a process of this machine.
     pub directory: PathBuf,
     /// A directory with the files of the source.
     pub context: PathBuf,
@@ -236,7 +238,7 @@ pub trait Driver: Send + Sync {
 
     /// Builds one platform and sends every event of the build, in order.
     ///
-    /// Idempotent on `request.directory`: an engine still at work there is followed from its first event, a
+    /// Idempotent on the name and the platform (on one machine on `request.directory`): an engine still at work there is followed from its first event, a
     /// finished one is replayed, otherwise a new one is started. A slow or dropped receiver of `events` slows
     /// nothing and fails nothing.
     ///

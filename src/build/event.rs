@@ -68,6 +68,16 @@ pub enum BuildEvent {
     },
 }
 
+/// An event with its number, as a line on a pod's standard output: so that whoever reads it again from the beginning knows
+/// what was read before, and what is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumberedEvent {
+    /// From 1, without a gap.
+    pub number: u64,
+    /// It.
+    pub event: BuildEvent,
+}
+
 /// What happened to a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]

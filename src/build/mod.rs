@@ -34,9 +34,12 @@ mod protocol;
 mod remote;
 mod prune;
 mod remote_cache;
+mod report;
 mod result;
+mod source;
 mod state;
 mod steps;
+mod ticket;
 mod trees;
 mod user;
 pub mod worker;
@@ -50,7 +53,7 @@ pub use driver::{
     Location, NetworkMode, StepFailure, chain,
 };
 pub use engine::{Afterwards, BuildOptions, EventSink, build, layers_directory};
-pub use event::{BuildEvent, MAX_LINE_BYTES, StepState, elapsed};
+pub use event::{BuildEvent, MAX_LINE_BYTES, NumberedEvent, StepState, elapsed};
 pub use image::{ImageFormat, compression, with_default_tag};
 pub use mirror::{Mirror, MirrorError, Mirrors, Namespace};
 pub use mounts::{Entitlement, MountOptions, SecretSource, certificates};
@@ -58,7 +61,10 @@ pub use named::NamedContext;
 pub use process::open_layer_store;
 pub use prune::prune;
 pub use remote_cache::CacheRepository;
+pub use report::{Report, ReportError, find_report, push_report};
 pub use result::{BuildResult, Outcome};
+pub use source::{PushedSource, push_source};
+pub use ticket::{TicketError, exchange_ticket};
 pub use trees::{LocalImage, local_image};
 pub use user::ImageUser;
 

@@ -3,6 +3,7 @@
 mod check;
 mod context;
 mod mounts;
+mod report;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -21,8 +22,8 @@ pub(super) use mounts::read_bundle;
 use super::remote::Operator;
 use crate::build::{
     BuildEvent, BuildFailure, BuildLimits, BuildOptions, BuildResult, CacheUse, Compression, EVENTS_FILE,
-    EventSink, LOCK_FILE, Mirrors, NetworkMode, Outcome, RESULT_FILE, build, compression, elapsed,
-    layers_directory, with_default_tag,
+    EventSink, LOCK_FILE, Mirrors, NetworkMode, NumberedEvent, Outcome, RESULT_FILE, build, compression,
+    elapsed, layers_directory, with_default_tag,
 };
 pub use check::{CheckArguments, CheckFormat};
 pub use context::ContextArguments;
@@ -40,6 +41,7 @@ mod registry;
 use display::Display;
 
 pub use registry::RegistryArguments;
+pub use report::ReportArguments;
 
 /// Exit codes beside 0.
 mod code {
@@ -150,6 +152,9 @@ pub struct BuildArguments {
     /// Flags for registries.
     #[command(flatten)]
     pub registry: RegistryArguments,
+    /// What an engine in a Job is told.
+    #[command(flatten)]
+    pub report: ReportArguments,
 }
 
 /// How RUN is kept from the machine.
@@ -172,6 +177,9 @@ pub enum Progress {
     Plain,
     /// A JSON object a line.
     Json,
+    /// Numbered JSON objects on standard output, for whoever reads a pod's log.
+    #[value(hide = true)]
+    Events,
 }
 
 /// Runs the verb.
@@ -190,17 +198,31 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
         Ok(directory) => directory,
         Err(error) => return refused(&error, code::PLATFORM),
     };
+    let cancel = CancellationToken::new();
+    let signals = runtime.spawn(cancel_on_signals(cancel.clone()));
+    let arguments = &match runtime.block_on(report::with_credentials(arguments)) {
+        Ok(arguments) => arguments,
+        Err(refusal) => return refused(&refusal.text, refusal.code),
+    };
     let prepared = options(arguments).and_then(|(options, context)| {
         // The directory stays until the build has ended.
-        let fetched = runtime.block_on(fetch(context, &options))?;
+        let fetched = runtime.block_on(cancel.run_until_cancelled(fetch(context, &options)));
+        let cancelled = || Refusal { text: "the build was cancelled".to_owned(), code: code::CANCELLED };
+        let fetched = fetched.ok_or_else(cancelled)??;
         let (context, named) = (fetched.main.directory.clone(), fetched.named.clone());
-        Ok((BuildOptions { context, named, ..options }, fetched))
+        let dockerfile = fetched.main.dockerfile.clone().unwrap_or(options.dockerfile.clone());
+        Ok((BuildOptions { context, named, dockerfile, ..options }, fetched))
     });
     let (options, _fetched) = match prepared {
         Ok(prepared) => prepared,
         Err(refusal) => {
+            let result = refusal.result();
             if let Some(directory) = &directory {
-                directory.refuse(&refusal);
+                // Without a result the driver says what our exit says.
+                drop(result.write(&directory.path.join(RESULT_FILE)));
+            }
+            if let Err(error) = runtime.block_on(report::send(arguments, &result)) {
+                tell(&error);
             }
             return refused(&refusal.text, refusal.code);
         }
@@ -219,13 +241,8 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
         }
         None => sink(progress, arguments.kaniko.log_timestamp, directory.as_ref()),
     };
-    let (result, afterwards) = runtime.block_on(async {
-        let cancel = CancellationToken::new();
-        let signals = tokio::spawn(cancel_on_signals(cancel.clone()));
-        let result = build(options, events, cancel).await;
-        signals.abort();
-        result
-    });
+    let (result, afterwards) = runtime.block_on(build(options, events, cancel));
+    signals.abort();
     if let Some(display) = display {
         display.finish();
     }
@@ -233,6 +250,9 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
         directory.as_ref().map_or(Ok(()), |directory| result.write(&directory.path.join(RESULT_FILE)));
     if let Err(error) = written {
         return refused(&format!("failed to write the result: {error}"), code::PLATFORM);
+    }
+    if let Err(error) = runtime.block_on(report::send(arguments, &result)) {
+        return refused(&error, code::PLATFORM);
     }
     let code = conclude(arguments, &result);
     runtime.block_on(afterwards.settle());
@@ -245,7 +265,7 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
 async fn fetch(contexts: Contexts, options: &BuildOptions) -> Result<Fetched, Refusal> {
     let data = options.layers.parent().unwrap_or(&options.layers);
     let limit = options.limits.time;
-    match tokio::time::timeout(limit, contexts.fetch(data)).await {
+    match tokio::time::timeout(limit, contexts.fetch(data, &options.client)).await {
         Ok(Ok(fetched)) => Ok(fetched),
         Ok(Err(failure)) => {
             let code = if matches!(failure, BuildFailure::App(_)) { code::APP } else { code::PLATFORM };
@@ -281,6 +301,19 @@ fn run_check(
 struct Refusal {
     text: String,
     code: u8,
+}
+
+impl Refusal {
+    /// The result of a build that did not begin.
+    fn result(&self) -> BuildResult {
+        let failure = match (self.code, BuildFailure::app(self.text.clone())) {
+            (code::PLATFORM, BuildFailure::App(step)) => BuildFailure::Platform(step),
+            (code::CANCELLED, _) => BuildFailure::Cancelled,
+            (_, failure) => failure,
+        };
+        let outcome = Outcome::Failed(failure);
+        BuildResult { started_at: jiff::Timestamp::now(), milliseconds: 0, cache_hits: 0, outcome }
+    }
 }
 
 impl From<String> for Refusal {
@@ -447,33 +480,28 @@ impl BuildDirectory {
             OpenOptions::new().create(true).append(true).open(path.join(EVENTS_FILE)).map_err(error)?;
         Ok(Self { path: path.to_owned(), events: Arc::new(Mutex::new(events)), _lock: lock })
     }
-
-    /// Leaves the result of a build that did not begin.
-    fn refuse(&self, refusal: &Refusal) {
-        let failure = BuildFailure::app(refusal.text.clone());
-        let failure = match (refusal.code, failure) {
-            (code::PLATFORM, BuildFailure::App(step)) => BuildFailure::Platform(step),
-            (_, failure) => failure,
-        };
-        let outcome = Outcome::Failed(failure);
-        let result =
-            BuildResult { started_at: jiff::Timestamp::now(), milliseconds: 0, cache_hits: 0, outcome };
-        // Without a result the driver says what our exit says.
-        drop(result.write(&self.path.join(RESULT_FILE)));
-    }
 }
 
 fn sink(progress: Progress, timestamps: bool, directory: Option<&BuildDirectory>) -> EventSink {
     let file = directory.map(|directory| Arc::clone(&directory.events));
+    let count = Mutex::new(0_u64);
     Arc::new(move |event: BuildEvent| {
         let json = || serde_json::to_string(&event).unwrap_or_default();
+        // Held while it is written: numbers stand in order.
+        let mut count = count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count += 1;
         if let Some(file) = &file {
             let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
             // A full disk ends the build elsewhere, with a name.
             drop(file.write_all(format!("{}\n", json()).as_bytes()));
-            return;
         }
         match progress {
+            Progress::Events => {
+                let line = NumberedEvent { number: *count, event: event.clone() };
+                let line = serde_json::to_string(&line).unwrap_or_default();
+                drop(writeln!(io::stdout().lock(), "{line}"));
+            }
+            _ if file.is_some() => {}
             Progress::Json => tell(&json()),
             Progress::Auto | Progress::Plain if timestamps => {
                 let now = jiff::Timestamp::now().strftime("%FT%TZ").to_string();
@@ -549,7 +577,7 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
             return refused(&format!("failed to write `{}`: {error}", path.display()), code::PLATFORM);
         }
     }
-    if arguments.build_directory.is_none() {
+    if arguments.build_directory.is_none() && arguments.progress != Progress::Events {
         if arguments.progress != Progress::Json {
             for line in display::slowest(&image.steps) {
                 tell(&line);

@@ -4,6 +4,7 @@
 //! only reads them, so that a server that is restarted finds the build at work, follows it from its first line and
 //! ends it like one of its own.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -19,9 +20,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::{
-    BuildEvent, BuildFailure, BuildRequest, BuildResult, CacheUse, Driver, EVENTS_FILE, LOCK_FILE, Outcome,
+    BuildEvent, BuildFailure, BuildRequest, BuildResult, Driver, EVENTS_FILE, LOCK_FILE, Outcome,
     RESULT_FILE, StepFailure,
 };
+use crate::driver::arguments::Arguments;
 use crate::model::PlatformImage;
 use crate::oci::Platform;
 
@@ -124,67 +126,23 @@ impl LocalDriver {
 }
 
 /// The command line of an engine. Nothing in it is secret.
-fn arguments(request: &BuildRequest, data: &Path) -> Vec<std::ffi::OsString> {
-    let mut arguments: Vec<std::ffi::OsString> = Vec::new();
-    let mut add = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
-        let mut argument = std::ffi::OsString::from(format!("--{name}="));
-        argument.push(value);
-        arguments.push(argument);
-    };
-    add("data", &data);
-    add("build-directory", &request.directory);
-    add("context", &request.context);
-    add("dockerfile", &request.dockerfile);
-    add("custom-platform", &request.platform.to_string());
-    for (name, value) in &request.build_args {
-        add("build-arg", &value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}={value}")));
-    }
-    for (name, value) in &request.labels {
-        add("label", &format!("{name}={value}"));
-    }
-    for destination in &request.destinations {
-        add("destination", &destination.to_string());
-    }
-    if let Some(destination) = request.destinations.first() {
-        // An app's cache mounts are its own: what is written there is run by whoever mounts it next.
-        add("cache-mount-scope", &destination.repository.to_string());
-    }
-    for mirror in &request.mirrors {
-        add("mirror", mirror);
-    }
-    for registry in &request.insecure_registries {
-        add("insecure-registry", registry);
-    }
-    if let Some(target) = &request.target {
-        add("target", target);
-    }
-    if let Some(epoch) = request.source_date_epoch {
-        add("source-date-epoch", &epoch.to_string());
-    }
+fn arguments(request: &BuildRequest, data: &Path) -> Vec<OsString> {
+    let mut arguments = Arguments::default();
+    arguments.set("data", data);
+    arguments.set("build-directory", &request.directory);
+    arguments.set("context", &request.context);
+    arguments.set("dockerfile", &request.dockerfile);
+    arguments.of_request(request);
     if let Some(bytes) = request.limits.memory_bytes {
-        add("memory", &bytes.to_string());
+        arguments.set("memory", bytes.to_string());
     }
     if let Some(cpus) = request.limits.cpus {
-        add("cpus", &cpus.to_string());
+        arguments.set("cpus", cpus.to_string());
     }
-    add("time-limit", &format!("{}s", request.limits.time.as_secs()));
-    add("network", &value_name(&request.network));
-    add("compression", &value_name(&request.compression));
-    for (flag, is_set) in [
-        ("--no-cache", request.cache == CacheUse::Ignore),
-        ("--no-push", request.destinations.is_empty()),
-        ("--push-by-digest", true),
-        ("--docker-config-stdin", request.docker_config.is_some()),
-    ] {
-        if is_set {
-            arguments.push(flag.into());
-        }
+    if request.docker_config.is_some() {
+        arguments.flag("docker-config-stdin");
     }
-    arguments
-}
-
-fn value_name<T: clap::ValueEnum>(value: &T) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    arguments.into_vec()
 }
 
 #[async_trait]

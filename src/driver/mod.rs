@@ -1,3 +1,5 @@
 //! Where builds happen: implementations of [`crate::build::Driver`].
 
+mod arguments;
+pub mod kubernetes;
 pub mod local;

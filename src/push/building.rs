@@ -32,7 +32,8 @@ pub(super) async fn build(
     let (lines, mut received) = mpsc::channel(256);
     let mut builds = Vec::new();
     for platform in &plan.platforms {
-        let request = request(stages, plan, platform, &directory)?;
+        let name = Build::object_name(&build.app, build.number).to_string();
+        let request = BuildRequest { name, ..request(stages, plan, platform, &directory)? };
         builds.push(one(stages, request, lines.clone(), cancel.clone()));
     }
     drop(lines);
@@ -173,6 +174,7 @@ fn request(
         _ => dockerfile.unwrap_or_else(|_| root.join(path)),
     };
     Ok(BuildRequest {
+        name: String::new(),
         directory: directory.join(platform.to_string().replace('/', "-")),
         dockerfile,
         context: inner,

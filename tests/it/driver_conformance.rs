@@ -51,6 +51,7 @@ pub(crate) use suite;
 fn request(place: &Place, dockerfile: &str) -> BuildRequest {
     place.file("Dockerfile", dockerfile);
     BuildRequest {
+        name: "conformance--1".to_owned(),
         directory: place.path("driven"),
         context: place.path("context"),
         dockerfile: PathBuf::from("Dockerfile"),

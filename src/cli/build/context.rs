@@ -10,12 +10,13 @@ use crate::build::{
     fetch_context,
 };
 use crate::model::Secret;
+use crate::registry::client::Client;
 
 /// Where the context is, and how it is fetched.
 #[derive(Debug, Clone, Args)]
 pub struct ContextArguments {
     /// The files that COPY and ADD may take: a directory, `tar://FILE`, `-` (a tar on standard input), `git://HOST/REPOSITORY#REF`,
-    /// `https://HOST/REPOSITORY.git#REF:DIRECTORY`, `https://HOST/FILE.tar.gz`
+    /// `https://HOST/REPOSITORY.git#REF:DIRECTORY`, `https://HOST/FILE.tar.gz`, `oci:REPOSITORY@DIGEST` (as `--driver=k8s` leaves it)
     #[arg(short, long, value_name = "PLACE", default_value = ".")]
     pub context: String,
     /// The directory in the context that is built from
@@ -75,15 +76,17 @@ impl ContextArguments {
             git_credentials: git_credentials(|name| {
                 std::env::var(name).ok().filter(|value| !value.is_empty())
             }),
+            registry: None,
         })
     }
 }
 
 impl Contexts {
-    /// Brings them here.
-    pub(super) async fn fetch(self, data: &Path) -> Result<Fetched, BuildFailure> {
+    /// Brings them here; from registries as `client`.
+    pub(super) async fn fetch(self, data: &Path, client: &Client) -> Result<Fetched, BuildFailure> {
         let spool = data.join("contexts");
-        let main = fetch_context(self.main, &spool).await?;
+        let registry = Some(client.clone());
+        let main = fetch_context(ContextRequest { registry, ..self.main }, &spool).await?;
         let (mut named, mut kept) = (BTreeMap::new(), Vec::new());
         for (name, place) in self.named {
             let context = match place {
@@ -91,7 +94,9 @@ impl Contexts {
                 NamedPlace::Place(place) => {
                     // The main context's token is for its own host.
                     let git = GitContextOptions::default();
-                    let request = ContextRequest { place, sub_path: None, git, git_credentials: None };
+                    let registry = Some(client.clone());
+                    let request =
+                        ContextRequest { place, sub_path: None, git, git_credentials: None, registry };
                     let fetched = fetch_context(request, &spool).await?;
                     let directory = fetched.directory.clone();
                     kept.push(fetched);

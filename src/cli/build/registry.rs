@@ -8,6 +8,7 @@ use std::str::FromStr;
 use clap::Args;
 
 use crate::build::{CacheRepository, Mirror, MirrorError, Mirrors};
+use crate::model::Secret;
 use crate::oci::{Host, Reference};
 use crate::registry::client::{Client, ClientConfig, Credentials, Hosts, Reach};
 
@@ -70,6 +71,9 @@ pub struct RegistryArguments {
     /// Read registry credentials from standard input, as a Docker configuration
     #[arg(long, hide = true)]
     pub docker_config_stdin: bool,
+    /// A Docker configuration that was had for a ticket.
+    #[arg(skip)]
+    pub docker_config: Option<Secret<String>>,
 }
 
 /// Mirrors of registries: `quay.io=mirror.example/quay;gcr.io=127.0.0.1:5000`.
@@ -141,7 +145,9 @@ impl RegistryArguments {
         if let Some(refusal) = self.credential_helpers.iter().find_map(|helper| refusal(helper)) {
             return Err(refusal);
         }
-        let credentials = if self.docker_config_stdin {
+        let credentials = if let Some(text) = &self.docker_config {
+            Credentials::docker_config_json(text.reveal())
+        } else if self.docker_config_stdin {
             let mut text = String::new();
             let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
             read.map_err(|error| format!("failed to read credentials: {error}"))?;

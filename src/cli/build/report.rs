@@ -1,0 +1,55 @@
+//! What `hephy build` is told in the container of a Job: where its credentials are had, and where its result goes.
+
+use std::time::Duration;
+
+use clap::Args;
+use url::Url;
+
+use super::{BuildArguments, Refusal, code};
+use crate::build::{BuildResult, EVENTS_FILE, chain, exchange_ticket, push_report};
+use crate::model::Secret;
+use crate::oci::Reference;
+
+/// How long the result may take on its way: a pod that is to end is killed some seconds later.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Where an engine in a Job has its credentials from, and where its result goes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReportArguments {
+    /// Leave the result and the log at a reference before ending
+    #[arg(long, hide = true, value_name = "REFERENCE")]
+    pub report: Option<Reference>,
+    /// Where the ticket in HEPHY_TICKET is exchanged for the credentials of registries
+    #[arg(long, hide = true, value_name = "URL")]
+    pub ticket_url: Option<Url>,
+}
+
+/// The arguments with the credentials that a ticket is good for, if there is one.
+pub(super) async fn with_credentials(arguments: &BuildArguments) -> Result<BuildArguments, Refusal> {
+    let mut arguments = arguments.clone();
+    if let Some(url) = &arguments.report.ticket_url {
+        let ticket = std::env::var("HEPHY_TICKET").map(Secret::new);
+        let ticket = ticket.map_err(|_| "HEPHY_TICKET is not set, and `--ticket-url` is".to_owned())?;
+        let platform = |text| Refusal { text, code: code::PLATFORM };
+        let config = exchange_ticket(url, &ticket).await;
+        arguments.registry.docker_config = Some(config.map_err(|error| platform(chain(&error).join(": ")))?);
+    }
+    Ok(arguments)
+}
+
+/// Leaves the result where it is to go.
+pub(super) async fn send(arguments: &BuildArguments, result: &BuildResult) -> Result<(), String> {
+    let Some(reference) = &arguments.report.report else { return Ok(()) };
+    let client = arguments.registry.client(
+        std::slice::from_ref(reference),
+        None,
+        arguments.mounts.ca_bundle.as_deref(),
+    )?;
+    let log = arguments.build_directory.as_ref().map(|directory| directory.join(EVENTS_FILE));
+    let sent = push_report(&client, reference, result, log.as_deref());
+    match tokio::time::timeout(LIMIT, sent).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("failed to leave the result: {}", chain(&error).join(": "))),
+        Err(_) => Err(format!("failed to leave the result within {} s", LIMIT.as_secs())),
+    }
+}

@@ -1,0 +1,185 @@
+//! Builds as Jobs of a cluster: one for each platform, on a node of its architecture.
+//!
+//! What a Job needs is in the registry, and so is what it leaves: the source by its digest, the result by the Job's
+//! name. So whoever comes later finds a build at work or finished by its name alone, and nothing is kept here. One Job
+//! is one attempt; another is made only for what the cluster did to the one before.
+
+mod config;
+mod follow;
+mod job;
+mod logs;
+mod nodes;
+mod queue;
+mod verdict;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use async_trait::async_trait;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::Api;
+use kube::api::{ListParams, PostParams};
+use tokio::sync::{OnceCell, mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{JobConfig, RegistryNames};
+pub use job::{TICKET_SUM, TICKET_USED};
+
+use crate::build::{BuildEvent, BuildFailure, BuildRequest, Driver, PushedSource, StepFailure, push_source};
+use crate::kubernetes::Cluster;
+use crate::model::PlatformImage;
+use crate::oci::{Platform, Repository};
+use crate::registry::client::Client;
+use follow::{Attempt, Ended, api};
+use job::{BuildJob, architecture, repository_of};
+use queue::{Queue, Turn};
+
+/// How many Jobs a build may take, all but the first for what the cluster did.
+const ATTEMPTS: u32 = 3;
+
+/// Runs a Job for each build.
+#[derive(Debug, Clone)]
+pub struct KubernetesDriver {
+    cluster: Cluster,
+    client: Client,
+    config: Arc<JobConfig>,
+    queue: Queue,
+    /// Sources that are being pushed: the platforms of a build share one.
+    sources: Arc<Mutex<HashMap<SourceKey, Weak<OnceCell<PushedSource>>>>>,
+}
+
+type SourceKey = (Repository, PathBuf, PathBuf);
+
+impl KubernetesDriver {
+    /// A driver for a cluster, which reaches registries as `client` may.
+    #[must_use]
+    pub fn new(cluster: Cluster, client: Client, config: JobConfig) -> Self {
+        let queue = Queue::new(config.parallel_per_architecture);
+        Self { cluster, client, config: Arc::new(config), queue, sources: Arc::default() }
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.cluster.client(), &self.config.namespace)
+    }
+
+    fn jobs(&self) -> Api<Job> {
+        Api::namespaced(self.cluster.client(), &self.config.namespace)
+    }
+
+    /// The source of a request in the registry, pushed once for all platforms.
+    async fn source(&self, request: &BuildRequest) -> Result<PushedSource, BuildFailure> {
+        let repository = repository_of(request)?;
+        let key = (repository.clone(), request.context.clone(), request.dockerfile.clone());
+        let cell = {
+            let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+            sources.retain(|_, cell| cell.strong_count() > 0);
+            let cell = sources.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+            sources.insert(key, Arc::downgrade(&cell));
+            cell
+        };
+        let (client, repository, epoch) =
+            (self.client.clone(), repository.clone(), request.source_date_epoch);
+        let (context, dockerfile) = (request.context.clone(), request.dockerfile.clone());
+        let push = async move || push_source(&client, &repository, (&context, &dockerfile), epoch).await;
+        cell.get_or_try_init(push).await.cloned()
+    }
+
+    async fn attempt(
+        &self,
+        (job, number): (&BuildJob, u32),
+        request: &BuildRequest,
+        events: &mpsc::Sender<BuildEvent>,
+        cancel: &CancellationToken,
+    ) -> Result<Ended, BuildFailure> {
+        let mut attempt = Attempt::new(self, (job, number), request.limits.time, events)?;
+        if let Some(ended) = attempt.replay().await? {
+            return Ok(ended);
+        }
+        let architecture = architecture(&request.platform);
+        let name = job.name_of(number);
+        let found = self.jobs().get_opt(&name).await.map_err(|error| api("read a Job", &error))?;
+        let (turn, found) = match found {
+            Some(found) => (self.queue.take_over(&architecture, &job.owner), found),
+            None => {
+                let turn = self.queue.enter(&architecture, &job.owner);
+                if cancel.run_until_cancelled(self.wait(&turn, &architecture, events)).await.is_none() {
+                    return Err(BuildFailure::Cancelled);
+                }
+                (turn, self.create(job, number).await?)
+            }
+        };
+        let created = found.metadata.creation_timestamp.map(|time| time.0);
+        let ended = attempt.follow(created, cancel).await;
+        drop(turn);
+        ended
+    }
+
+    /// Waits until the build may run, and says what it waits for.
+    async fn wait(&self, turn: &Turn, architecture: &str, events: &mpsc::Sender<BuildEvent>) {
+        let mut known = None;
+        while let Some(ahead) = turn.place(known).await {
+            known = Some(ahead);
+            let place = ahead + 1;
+            let limit = self.queue.limit();
+            let text =
+                format!("waiting: number {place} in the row; {limit} builds for {architecture} run at once");
+            let _gone = events.send(BuildEvent::Note { text }).await;
+        }
+    }
+
+    /// Makes an attempt's Job, or finds the one that another server has just made.
+    async fn create(&self, job: &BuildJob, number: u32) -> Result<Job, BuildFailure> {
+        let rendered = job.render(&self.config, number)?;
+        match self.jobs().create(&PostParams::default(), &rendered).await {
+            Ok(job) => Ok(job),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                self.jobs().get(&job.name_of(number)).await.map_err(|error| api("read a Job", &error))
+            }
+            Err(error) => Err(api("make the build's Job", &error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for KubernetesDriver {
+    async fn platforms(&self) -> Result<Vec<Platform>, BuildFailure> {
+        let nodes: Api<Node> = Api::all(self.cluster.client());
+        let nodes =
+            nodes.list(&ListParams::default()).await.map_err(|error| api("list its nodes", &error))?;
+        Ok(nodes::platforms(&nodes.items, &self.config.tolerations))
+    }
+
+    async fn build(
+        &self,
+        request: &BuildRequest,
+        events: mpsc::Sender<BuildEvent>,
+        cancel: CancellationToken,
+    ) -> Result<PlatformImage, BuildFailure> {
+        let source = Box::pin(cancel.run_until_cancelled(self.source(request))).await;
+        let source = source.ok_or(BuildFailure::Cancelled)??;
+        let job = BuildJob::new(&self.config, request, &source)?;
+        let mut reasons = Vec::new();
+        for number in 1..=ATTEMPTS {
+            match Box::pin(self.attempt((&job, number), request, &events, &cancel)).await? {
+                Ended::Over(result) => return result,
+                Ended::Again(reason) => {
+                    tracing::warn!(job = %job.name_of(number), reason = %reason, "a build's pod was lost");
+                    if number < ATTEMPTS {
+                        let text = format!("{reason}; attempt {} of {ATTEMPTS}", number + 1);
+                        let _gone = events.send(BuildEvent::Note { text }).await;
+                    }
+                    reasons.push(reason);
+                }
+            }
+        }
+        Err(BuildFailure::Platform(StepFailure {
+            cause: reasons,
+            hint: Some(
+                "The cluster took every pod of this build away: push again when it is at rest.".to_owned(),
+            ),
+            ..StepFailure::new(format!("the build was lost {ATTEMPTS} times"))
+        }))
+    }
+}
