@@ -53,6 +53,10 @@ pub struct BuildRequest {
     pub limits: BuildLimits,
     /// How layers are compressed.
     pub compression: Compression,
+    /// The platform of the machine that builds, where it is not the image's: nothing of the image is executed then.
+    pub machine: Option<Platform>,
+    /// Further flags of the engine, which no driver looks at. Nothing in them is secret.
+    pub flags: Vec<String>,
 }
 
 /// Whether steps may come from the cache.

@@ -335,7 +335,7 @@ impl Engine {
         self.finish(Arc::unwrap_or_clone(state)).await
     }
 
-    fn parse(&self) -> Result<Dockerfile, EngineError> {
+    pub(super) fn parse(&self) -> Result<Dockerfile, EngineError> {
         let path = self.options.context.join(&self.options.dockerfile);
         let name = self.options.dockerfile.display().to_string();
         let text = read_text(&path)?
@@ -406,7 +406,7 @@ impl Engine {
         }
     }
 
-    async fn resolve_image(
+    pub(super) async fn resolve_image(
         &self,
         name: &ImageName,
         line: usize,

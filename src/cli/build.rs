@@ -3,6 +3,7 @@
 mod check;
 mod context;
 mod mounts;
+mod multi;
 mod report;
 
 use std::collections::BTreeMap;
@@ -28,7 +29,8 @@ use crate::build::{
 pub use check::{CheckArguments, CheckFormat};
 pub use context::ContextArguments;
 
-use crate::oci::{Platform, Reference};
+use crate::model::PlatformImage;
+use crate::oci::{Digest, Platform, Reference};
 use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
 use crate::sandbox::{Isolation, SandboxError, WorkerSpec};
 use context::{Contexts, Fetched};
@@ -40,6 +42,7 @@ mod registry;
 
 use display::Display;
 
+pub use multi::MultiArguments;
 pub use registry::RegistryArguments;
 pub use report::ReportArguments;
 
@@ -155,6 +158,9 @@ pub struct BuildArguments {
     /// What an engine in a Job is told.
     #[command(flatten)]
     pub report: ReportArguments,
+    /// Builds for several platforms.
+    #[command(flatten)]
+    pub multi: MultiArguments,
 }
 
 /// How RUN is kept from the machine.
@@ -185,24 +191,29 @@ pub enum Progress {
 /// Runs the verb.
 #[must_use]
 pub fn run(arguments: &BuildArguments) -> ExitCode {
+    if arguments.multi.is_given() { multi::run(arguments) } else { ExitCode::from(one(arguments).0) }
+}
+
+/// Builds for one platform.
+fn one(arguments: &BuildArguments) -> (u8, Option<PlatformImage>) {
     // Before anything secret is read: no process of this user opens our memory.
     let not_dumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if let Err(error) = not_dumpable {
-        return refused(&format!("failed to protect the engine's memory: {error}"), code::PLATFORM);
+        return not_built(&format!("failed to protect the engine's memory: {error}"), code::PLATFORM);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return refused(&format!("failed to start: {error}"), code::PLATFORM),
+        Err(error) => return not_built(&format!("failed to start: {error}"), code::PLATFORM),
     };
     let directory = match arguments.build_directory.as_deref().map(BuildDirectory::open).transpose() {
         Ok(directory) => directory,
-        Err(error) => return refused(&error, code::PLATFORM),
+        Err(error) => return not_built(&error, code::PLATFORM),
     };
     let cancel = CancellationToken::new();
     let signals = runtime.spawn(cancel_on_signals(cancel.clone()));
     let arguments = &match runtime.block_on(report::with_credentials(arguments)) {
         Ok(arguments) => arguments,
-        Err(refusal) => return refused(&refusal.text, refusal.code),
+        Err(refusal) => return not_built(&refusal.text, refusal.code),
     };
     let prepared = options(arguments).and_then(|(options, context)| {
         // The directory stays until the build has ended.
@@ -224,11 +235,11 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
             if let Err(error) = runtime.block_on(report::send(arguments, &result)) {
                 tell(&error);
             }
-            return refused(&refusal.text, refusal.code);
+            return not_built(&refusal.text, refusal.code);
         }
     };
     if arguments.check.check {
-        return run_check(arguments, &runtime, options);
+        return (run_check(arguments, &runtime, options), None);
     }
     let json = arguments.kaniko.log_format.as_deref() == Some("json");
     let progress = if json { Progress::Json } else { arguments.progress };
@@ -249,16 +260,20 @@ pub fn run(arguments: &BuildArguments) -> ExitCode {
     let written =
         directory.as_ref().map_or(Ok(()), |directory| result.write(&directory.path.join(RESULT_FILE)));
     if let Err(error) = written {
-        return refused(&format!("failed to write the result: {error}"), code::PLATFORM);
+        return not_built(&format!("failed to write the result: {error}"), code::PLATFORM);
     }
     if let Err(error) = runtime.block_on(report::send(arguments, &result)) {
-        return refused(&error, code::PLATFORM);
+        return not_built(&error, code::PLATFORM);
     }
     let code = conclude(arguments, &result);
+    let image = match result.outcome {
+        Outcome::Built { image, .. } => Some(image),
+        Outcome::Failed(_) => None,
+    };
     runtime.block_on(afterwards.settle());
     // What was asked to stop has stopped; what blocks in a dead pipe is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(200));
-    code
+    (code, image)
 }
 
 /// Brings the context here, if it is elsewhere.
@@ -279,20 +294,16 @@ async fn fetch(contexts: Contexts, options: &BuildOptions) -> Result<Fetched, Re
 }
 
 /// Prints what the checks find.
-fn run_check(
-    arguments: &BuildArguments,
-    runtime: &tokio::runtime::Runtime,
-    options: BuildOptions,
-) -> ExitCode {
+fn run_check(arguments: &BuildArguments, runtime: &tokio::runtime::Runtime, options: BuildOptions) -> u8 {
     match runtime.block_on(crate::build::check(options)) {
         Ok(report) => {
             // Whoever closed our output does not want to know.
             drop(writeln!(io::stdout().lock(), "{}", check::render(&report, arguments.check.format)));
-            if check::is_clean(&report) { ExitCode::SUCCESS } else { ExitCode::from(code::APP) }
+            if check::is_clean(&report) { 0 } else { code::APP }
         }
         Err(failure) => {
             let text = BuildEvent::Failed { failure: Box::new(failure) }.lines().join("\n");
-            refused(&text, code::APP)
+            not_built(&text, code::APP).0
         }
     }
 }
@@ -517,6 +528,12 @@ fn tell(line: &str) {
     drop(writeln!(io::stderr().lock(), "{line}"));
 }
 
+/// The end of a build that did not begin, or whose end cannot be told.
+fn not_built(text: &str, code: u8) -> (u8, Option<PlatformImage>) {
+    tell(&format!("hephy build: {text}"));
+    (code, None)
+}
+
 fn refused(text: &str, code: u8) -> ExitCode {
     tell(&format!("hephy build: {text}"));
     ExitCode::from(code)
@@ -545,37 +562,13 @@ fn write_whole(path: &Path, content: &str) -> io::Result<()> {
     file.persist(path).map(drop).map_err(|error| error.error)
 }
 
-fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
+fn conclude(arguments: &BuildArguments, result: &BuildResult) -> u8 {
     let image = match &result.outcome {
         Outcome::Built { image, .. } => image,
-        Outcome::Failed(failure) => {
-            return ExitCode::from(match failure {
-                BuildFailure::App(_) => code::APP,
-                BuildFailure::Platform(_) => code::PLATFORM,
-                BuildFailure::Cancelled => code::CANCELLED,
-                BuildFailure::TimedOut { .. } => code::TIMED_OUT,
-            });
-        }
+        Outcome::Failed(failure) => return exit_code(failure),
     };
-    let digest = image.manifest.to_string();
-    let of_each = |with_tag: bool| -> String {
-        let line = |reference: &Reference| {
-            let reference = with_default_tag(reference.clone());
-            let tag = reference.tag.filter(|_| with_tag).map(|tag| format!(":{tag}")).unwrap_or_default();
-            format!("{}{tag}@{digest}\n", reference.repository)
-        };
-        arguments.destination.iter().map(line).collect()
-    };
-    for (path, content) in [
-        (&arguments.digest_file, digest.clone()),
-        (&arguments.kaniko.image_name_with_digest_file, of_each(false)),
-        (&arguments.kaniko.image_name_tag_with_digest_file, of_each(true)),
-    ] {
-        if let Some(path) = path
-            && let Err(error) = write_whole(path, &content)
-        {
-            return refused(&format!("failed to write `{}`: {error}", path.display()), code::PLATFORM);
-        }
+    if let Err(text) = write_digest_files(arguments, &image.manifest) {
+        return not_built(&text, code::PLATFORM).0;
     }
     if arguments.build_directory.is_none() && arguments.progress != Progress::Events {
         if arguments.progress != Progress::Json {
@@ -583,11 +576,50 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> ExitCode {
                 tell(&line);
             }
             tell(&format!("Built {} in {}", image.platform, elapsed(result.milliseconds)));
-            if !arguments.no_push {
-                of_each(true).lines().for_each(|pushed| tell(&format!("Pushed {pushed}")));
+            if !arguments.no_push && !arguments.multi.is_part {
+                pushed(arguments, &image.manifest, true)
+                    .lines()
+                    .for_each(|pushed| tell(&format!("Pushed {pushed}")));
             }
         }
-        drop(writeln!(io::stdout().lock(), "{}", image.manifest));
+        if !arguments.multi.is_part {
+            drop(writeln!(io::stdout().lock(), "{}", image.manifest));
+        }
     }
-    ExitCode::SUCCESS
+    0
+}
+
+const fn exit_code(failure: &BuildFailure) -> u8 {
+    match failure {
+        BuildFailure::App(_) => code::APP,
+        BuildFailure::Platform(_) => code::PLATFORM,
+        BuildFailure::Cancelled => code::CANCELLED,
+        BuildFailure::TimedOut { .. } => code::TIMED_OUT,
+    }
+}
+
+/// A line for each destination.
+fn pushed(arguments: &BuildArguments, digest: &Digest, with_tag: bool) -> String {
+    let line = |reference: &Reference| {
+        let reference = with_default_tag(reference.clone());
+        let tag = reference.tag.filter(|_| with_tag).map(|tag| format!(":{tag}")).unwrap_or_default();
+        format!("{}{tag}@{digest}\n", reference.repository)
+    };
+    arguments.destination.iter().map(line).collect()
+}
+
+/// Writes the files that name what was built; an error is a sentence.
+fn write_digest_files(arguments: &BuildArguments, digest: &Digest) -> Result<(), String> {
+    let of_each = |with_tag| pushed(arguments, digest, with_tag);
+    for (path, content) in [
+        (&arguments.digest_file, digest.to_string()),
+        (&arguments.kaniko.image_name_with_digest_file, of_each(false)),
+        (&arguments.kaniko.image_name_tag_with_digest_file, of_each(true)),
+    ] {
+        if let Some(path) = path {
+            let written = write_whole(path, &content);
+            written.map_err(|error| format!("failed to write `{}`: {error}", path.display()))?;
+        }
+    }
+    Ok(())
 }

@@ -64,6 +64,10 @@ impl Arguments {
                 self.flag(flag);
             }
         }
+        if request.machine.is_some() {
+            self.flag("force");
+        }
+        self.0.extend(request.flags.iter().map(OsString::from));
     }
 
     /// All of it.

@@ -62,6 +62,8 @@ pub struct PushOptions {
     pub supersede: bool,
     /// Leave the cache aside.
     pub no_cache: bool,
+    /// Let the other platforms finish when one fails, for their steps and digests.
+    pub keep_going: bool,
 }
 
 /// The value that a build has reached.

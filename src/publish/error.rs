@@ -25,6 +25,18 @@ pub enum PublishError {
         /// The digest that was reported.
         manifest: Digest,
     },
+    /// A digest is of an index, or of an artifact.
+    #[error("`{manifest}` is not the image of one platform")]
+    NotOneImage {
+        /// The digest.
+        manifest: Digest,
+    },
+    /// An image does not say what it is for.
+    #[error("the image `{manifest}` does not say which platform it is for")]
+    UnknownPlatform {
+        /// The digest.
+        manifest: Digest,
+    },
     /// Config and manifest do not fit together.
     #[error("the image for `{platform}` has {layers} layers, and its config names {diff_ids}")]
     Layers {

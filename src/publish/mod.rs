@@ -6,20 +6,20 @@
 mod base;
 mod error;
 mod facts;
+mod index;
 mod place;
 mod program;
 mod verify;
 
 use std::collections::BTreeMap;
 
-use futures::future::try_join_all;
-
 pub use base::{BaseImage, BaseImageError, PublishedBase, base_image, pack_layout, push_base, write_layout};
 pub use error::PublishError;
+pub use index::{IndexForm, IndexKind};
 pub use place::{Access, Place};
 
 use crate::model::{AppName, CommitId, PlatformImage, PublishedIndex, ReleaseNumber};
-use crate::oci::{Index, Platform, RawManifest, Repository, RepositoryName, Tag, Target};
+use crate::oci::{Platform, Repository, RepositoryName, Tag, Target};
 use crate::registry::client::Client;
 use facts::FactsCache;
 
@@ -53,16 +53,11 @@ impl Publisher {
                 return Err(PublishError::Duplicate(image.platform.clone()));
             }
         }
-        let children = images.iter().map(|image| self.verify(&repository, image));
-        let index = Index::of_platforms(try_join_all(children).await?)?;
-        let images = index
-            .manifests
-            .iter()
-            .filter_map(|entry| by_platform.get(entry.platform.as_ref()?).copied().cloned());
-        let images = images.collect();
-        let index = RawManifest::index(&index);
-        let digest = index.digest();
-        self.client.push_manifest(&repository, &Target::Digest(digest), &index).await?;
+        let written = self.publish_in(&repository, images, &IndexForm::default()).await?;
+        let entries = written.as_index().map(|index| index.manifests.as_slice()).unwrap_or_default();
+        let images =
+            entries.iter().filter_map(|entry| by_platform.get(entry.platform.as_ref()?).copied().cloned());
+        let (images, digest) = (images.collect(), written.digest());
         Ok(PublishedIndex { digest, repository: repository.name.to_string(), images })
     }
 

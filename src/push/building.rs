@@ -34,7 +34,9 @@ pub(super) async fn build(
     for platform in &plan.platforms {
         let name = Build::object_name(&build.app, build.number).to_string();
         let request = BuildRequest { name, ..request(stages, plan, platform, &directory)? };
-        builds.push(one(stages, request, lines.clone(), cancel.clone()));
+        // What cancels one cancels all, unless the others are to finish whatever happens to it.
+        let cancel = if build.options.keep_going { cancel.child_token() } else { cancel.clone() };
+        builds.push(one(stages, request, lines.clone(), cancel));
     }
     drop(lines);
     let built = future::join_all(builds);
@@ -191,5 +193,7 @@ fn request(
         network: NetworkMode::Isolated,
         limits: BuildLimits { time, ..stages.limits },
         compression: Compression::Gzip,
+        machine: None,
+        flags: Vec::new(),
     })
 }

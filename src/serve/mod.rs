@@ -23,6 +23,7 @@ pub mod people;
 mod ports;
 mod queue;
 pub mod router;
+pub mod tickets;
 pub mod up;
 mod upkeep;
 

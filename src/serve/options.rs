@@ -2,7 +2,7 @@
 
 use crate::model::{PushOptions, nearest};
 
-const KNOWN: [&str; 4] = ["detach", "wait", "supersede", "no-cache"];
+const KNOWN: [&str; 5] = ["detach", "wait", "supersede", "no-cache", "fail-fast=false"];
 
 /// Reads the options of a push; an unknown one is refused with the nearest.
 pub(super) fn parse(texts: &[String]) -> Result<PushOptions, String> {
@@ -13,6 +13,8 @@ pub(super) fn parse(texts: &[String]) -> Result<PushOptions, String> {
             "wait" => options.wait = true,
             "supersede" => options.supersede = true,
             "no-cache" => options.no_cache = true,
+            "fail-fast=false" => options.keep_going = true,
+            "fail-fast" | "fail-fast=true" => options.keep_going = false,
             unknown => return Err(refusal(unknown)),
         }
     }
@@ -47,7 +49,7 @@ mod tests {
         );
         assert_eq!(
             parsed(&["zzz"]).unwrap_err(),
-            "unknown push option `zzz`: known are detach, wait, supersede, no-cache"
+            "unknown push option `zzz`: known are detach, wait, supersede, no-cache, fail-fast=false"
         );
     }
 
@@ -55,5 +57,6 @@ mod tests {
     fn options_that_contradict_each_other_are_refused() {
         assert!(parsed(&["wait", "supersede"]).is_err());
         assert!(parsed(&["detach", "no-cache"]).unwrap().no_cache);
+        assert!(parsed(&["fail-fast=false"]).unwrap().keep_going);
     }
 }

@@ -68,6 +68,8 @@ fn request(place: &Place, dockerfile: &str) -> BuildRequest {
         network: NetworkMode::Host,
         limits: BuildLimits::default(),
         compression: Compression::Gzip,
+        machine: None,
+        flags: Vec::new(),
     }
 }
 

@@ -16,7 +16,7 @@ pub struct CacheArguments {
     /// The repository of `--cache`, as in HOST/TEAM/cache
     #[arg(long, value_name = "REPOSITORY")]
     pub cache_repo: Option<Repository>,
-    /// What is added to the name of the cache repository, as in `-arm64`; {arch} is the architecture
+    /// What is added to the name of the cache repository, as in '-${ARCH}' (quoted, for the shell) or -{arch}
     #[arg(long, value_name = "TEXT")]
     pub arch_cache_repo_suffix: Option<String>,
     /// How old a step in `--cache-repo` may be
@@ -47,7 +47,7 @@ impl CacheArguments {
                 return Err("nowhere to keep the cache: give `--cache-repo HOST/REPOSITORY`".to_owned());
             }
         };
-        let suffix = self.arch_cache_repo_suffix.as_deref().map(|text| text.replace("{arch}", architecture));
+        let suffix = self.arch_cache_repo_suffix.as_deref().map(|text| architecture_in(text, architecture));
         let repository = match suffix {
             Some(suffix) => with_suffix(&repository, &suffix)?,
             None => repository,
@@ -59,6 +59,18 @@ impl CacheArguments {
             runs: self.cache_run_layers,
         }))
     }
+}
+
+/// The ways to write the architecture in a suffix, the longest first.
+const ARCHITECTURES: [&str; 3] = ["${ARCH}", "{arch}", "$ARCH"];
+
+/// Whether a suffix differs between architectures.
+pub(super) fn names_architecture(suffix: &str) -> bool {
+    ARCHITECTURES.iter().any(|name| suffix.contains(name))
+}
+
+fn architecture_in(suffix: &str, architecture: &str) -> String {
+    ARCHITECTURES.iter().fold(suffix.to_owned(), |text, name| text.replace(name, architecture))
 }
 
 fn with_suffix(repository: &Repository, suffix: &str) -> Result<Repository, String> {

@@ -65,9 +65,6 @@ pub struct KanikoArguments {
     #[arg(long, hide = true)]
     pub materialize: bool,
     /// Refused
-    #[arg(long, hide = true)]
-    pub dryrun: bool,
-    /// Refused
     #[arg(short = 'b', long, hide = true)]
     pub bucket: Option<String>,
     /// Refused
@@ -91,11 +88,6 @@ impl KanikoArguments {
                 self.materialize,
                 "--materialize",
                 "an image is never unpacked onto this container; `--oci-layout-path DIRECTORY` writes it out",
-            ),
-            (
-                self.dryrun,
-                "--dryrun",
-                "what would run depends on what steps make; `--check` looks at the Dockerfile alone",
             ),
             (
                 self.bucket.is_some(),

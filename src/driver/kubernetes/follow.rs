@@ -221,7 +221,7 @@ impl<'a> Attempt<'a> {
         }
         let age = self.since.elapsed();
         let Some(pod) = &self.pod else { return self.without_pod(age).await };
-        match judge(pod, age, &self.job.platform, self.time_limit, &self.driver.config) {
+        match judge(pod, age, &self.job.machine, self.time_limit, &self.driver.config) {
             Verdict::Wait(None) => Ok(None),
             Verdict::Wait(Some(reason)) => {
                 if age >= SILENCE {
@@ -317,7 +317,7 @@ impl<'a> Attempt<'a> {
             // Nobody here asked for it: the pod was told to end.
             Outcome::Failed(BuildFailure::Cancelled) => match &self.pod {
                 Some(pod) => {
-                    match judge(pod, Duration::ZERO, &self.job.platform, self.time_limit, &self.driver.config)
+                    match judge(pod, Duration::ZERO, &self.job.machine, self.time_limit, &self.driver.config)
                     {
                         Verdict::Again(reason) => Ended::Again(reason),
                         Verdict::Failed(failure) if !matches!(failure, BuildFailure::Platform(_)) => {

@@ -40,8 +40,8 @@ const LOST_NODE_SECONDS: i64 = 60;
 pub(super) struct BuildJob {
     /// `app--17--arm64`, of the first attempt.
     pub(super) name: String,
-    /// For this.
-    pub(super) platform: Platform,
+    /// On a machine of this one.
+    pub(super) machine: Platform,
     /// Whose it is: builds of one owner stand in one row.
     pub(super) owner: String,
     /// The repository, by our name.
@@ -90,7 +90,7 @@ impl BuildJob {
         let labels = [(Label::App, app), (Label::Build, number), (Label::Architecture, &architecture)];
         Ok(Self {
             owner: repository.name.to_string(),
-            platform: request.platform.clone(),
+            machine: request.machine.clone().unwrap_or_else(|| request.platform.clone()),
             repository: repository.clone(),
             labels: managed_by(&labels),
             time_seconds: request.limits.time.as_secs(),
@@ -200,7 +200,7 @@ impl BuildJob {
             enable_service_links: Some(false),
             host_users: config.host_users,
             image_pull_secrets: Some(pull_secrets),
-            node_selector: Some(node_selector(config, &self.platform)),
+            node_selector: Some(node_selector(config, &self.machine)),
             restart_policy: Some("Never".to_owned()),
             security_context: config.pod_security_context.clone(),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
@@ -322,6 +322,8 @@ mod tests {
             network: NetworkMode::Isolated,
             limits: BuildLimits::default(),
             compression: Compression::Gzip,
+            machine: None,
+            flags: Vec::new(),
         }
     }
 

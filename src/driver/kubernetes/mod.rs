@@ -97,7 +97,7 @@ impl KubernetesDriver {
         if let Some(ended) = attempt.replay().await? {
             return Ok(ended);
         }
-        let architecture = architecture(&request.platform);
+        let architecture = architecture(&job.machine);
         let name = job.name_of(number);
         let found = self.jobs().get_opt(&name).await.map_err(|error| api("read a Job", &error))?;
         let (turn, found) = match found {

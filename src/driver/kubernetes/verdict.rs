@@ -106,10 +106,14 @@ fn of_phase(pod: &Pod) -> Verdict {
     }
 }
 
-/// Whether the pod has ended, so that it leaves nothing any more.
+/// Whether the pod or its container has ended, so that it leaves nothing any more.
 pub(super) fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+    let status = pod.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref());
+    let mut containers = status.and_then(|status| status.container_statuses.as_ref()).into_iter().flatten();
+    let is_over =
+        containers.any(|container| container.state.as_ref().is_some_and(|state| state.terminated.is_some()));
+    matches!(phase, Some("Succeeded" | "Failed")) || is_over
 }
 
 /// Whether the container has begun, so that there is a log.

@@ -8,6 +8,7 @@ mod checks;
 mod contexts;
 mod copies;
 mod driver;
+mod elsewhere;
 mod explained;
 mod failures;
 mod hostile;
