@@ -190,6 +190,14 @@ impl<'a> Attempt<'a> {
     }
 
     async fn tell(&self, event: BuildEvent) {
+        let event = match event {
+            BuildEvent::Failed { failure } => match *failure {
+                // Nobody here asked for it: another attempt follows.
+                BuildFailure::Cancelled => return,
+                failure => BuildEvent::Failed { failure: Box::new(self.with_limit(failure)) },
+            },
+            event => event,
+        };
         // Whoever listened has gone: the build has not.
         let _gone = self.events.send(event).await;
     }
