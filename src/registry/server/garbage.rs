@@ -140,8 +140,10 @@ fn collect_repository(
     for tag in tags(storage, name)? {
         let Some(digest) = storage.tag(name, &tag)? else { continue };
         let path = storage.tags(name).join(tag.as_str());
-        let age =
-            if is_cache(name) { Some(keep.cache_age) } else { is_release_tag(&tag).then_some(keep.grace) };
+        let age = match () {
+            () if is_cache(name) || is_result_tag(&tag) => Some(keep.cache_age),
+            () => is_release_tag(&tag).then_some(keep.grace),
+        };
         let goes =
             age.is_some_and(|age| !keep.releases.contains(&digest) && is_older(&path, age).unwrap_or(false));
         if goes {
@@ -223,6 +225,11 @@ fn is_release_tag(tag: &Tag) -> bool {
     text == "latest"
         || text.strip_prefix('v').is_some_and(digits)
         || (text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+/// The result of a build that ran elsewhere: `app--17--arm64.0123456789ab`.
+fn is_result_tag(tag: &Tag) -> bool {
+    tag.as_str().split_once('.').is_some_and(|(job, _)| job.split("--").count() >= 3)
 }
 
 fn is_cache(name: &RepositoryName) -> bool {

@@ -17,7 +17,7 @@ mod kaniko;
 mod in_place;
 mod mounts;
 mod places;
-mod pushes;
+pub(crate) mod pushes;
 mod registries;
 mod saved_caches;
 mod secrets;

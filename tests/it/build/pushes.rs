@@ -5,8 +5,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use hephy::build::{BuildEvent, BuildResult, Outcome, StepState};
-use hephy::oci::{Descriptor, Digest, Target};
-use hephy::registry::client::BlobSource;
+use hephy::oci::{Descriptor, Digest, Repository, Target};
+use hephy::registry::client::{BlobSource, Client};
 
 use super::{Place, base};
 use crate::registry::Registry;
@@ -18,8 +18,11 @@ pub(super) async fn mirror(registry: &Registry) {
 
 /// The same under another name.
 pub(super) async fn mirror_as(registry: &Registry, name: &str) {
-    let client = registry.client();
-    let repository = registry.repository(name);
+    push_layout(&registry.client(), &registry.repository(name)).await;
+}
+
+/// Puts the busybox of the layout into a repository, as `1`.
+pub(crate) async fn push_layout(client: &Client, repository: &Repository) {
     let blob =
         |digest: &Digest| std::fs::read(base::layout().join("blobs/sha256").join(digest.hex())).unwrap();
     let index =
@@ -29,9 +32,9 @@ pub(super) async fn mirror_as(registry: &Registry, name: &str) {
     let manifest = hephy::oci::RawManifest::parse(blob(&entry.digest), None).unwrap();
     let image = manifest.as_image().unwrap();
     for Descriptor { digest, .. } in image.layers.iter().chain([&image.config]) {
-        client.push_blob(&repository, BlobSource::bytes(blob(digest)), &[]).await.unwrap();
+        client.push_blob(repository, BlobSource::bytes(blob(digest)), &[]).await.unwrap();
     }
-    client.push_manifest(&repository, &Target::Tag("1".parse().unwrap()), &manifest).await.unwrap();
+    client.push_manifest(repository, &Target::Tag("1".parse().unwrap()), &manifest).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

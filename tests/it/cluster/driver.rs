@@ -1,0 +1,134 @@
+//! The driver of Jobs passes the suite that every driver passes, and makes another attempt when a pod is taken away.
+//!
+//! The Jobs run the image that `HEPHY_TEST_IMAGE` names.
+
+use std::time::Duration;
+
+use hephy::build::{BuildEvent, BuildFailure, BuildRequest, Driver as _};
+use hephy::driver::kubernetes::{JobConfig, KubernetesDriver};
+use hephy::kubernetes::Cluster;
+use hephy::oci::{Host, Reference};
+use hephy::registry::client::{Client, ClientConfig, Reach};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{Place, pushes};
+use crate::driver_conformance::{Bench, request, suite};
+
+const REGISTRY: &str = "10.88.0.1:5000";
+
+struct Jobs {
+    place: Place,
+    driver: KubernetesDriver,
+    cluster: Cluster,
+    namespace: String,
+}
+
+impl Jobs {
+    async fn new() -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let cluster = Cluster::connect(None, None).await.unwrap();
+        let namespace = format!("hephy-driver-{:08x}", rand::random::<u32>());
+        let made: Namespace =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": namespace}})).unwrap();
+        Api::all(cluster.client()).create(&PostParams::default(), &made).await.unwrap();
+        let host: Host = REGISTRY.parse().unwrap();
+        let client = Client::new(ClientConfig { reach: Reach::plain(host), ..ClientConfig::default() });
+        let busybox = format!("{REGISTRY}/driver-test/mirror/library/busybox").parse().unwrap();
+        pushes::push_layout(&client, &busybox).await;
+        let image = std::env::var("HEPHY_TEST_IMAGE").unwrap_or_else(|_| format!("{REGISTRY}/hephy:dev"));
+        let driver = KubernetesDriver::new(cluster.clone(), client, JobConfig::new(&namespace, image));
+        Self { place: Place::new(), driver, cluster, namespace }
+    }
+}
+
+impl Bench for Jobs {
+    type Driver = KubernetesDriver;
+
+    fn driver(&self) -> KubernetesDriver {
+        self.driver.clone()
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn adjust(&self, request: BuildRequest) -> BuildRequest {
+        let destination: Reference = format!("{REGISTRY}/driver-test/{}", self.namespace).parse().unwrap();
+        BuildRequest {
+            destinations: vec![destination],
+            mirrors: vec![format!("{REGISTRY}/driver-test/mirror")],
+            insecure_registries: vec![REGISTRY.to_owned()],
+            docker_config: None,
+            ..request
+        }
+    }
+
+    async fn end(self) {
+        let namespaces: Api<Namespace> = Api::all(self.cluster.client());
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+suite!(Jobs::new().await, #[ignore = "needs a cluster: scripts/test-cluster"]);
+
+#[tokio::test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_build_whose_pod_is_taken_away_is_made_again() {
+    let bench = Jobs::new().await;
+    let request = request(&bench, "FROM busybox:1\nRUN echo begun; sleep 5; echo over\n");
+    let (sender, mut receiver) = mpsc::channel(16);
+    let driver = bench.driver();
+    let building =
+        tokio::spawn(async move { driver.build(&request, sender, CancellationToken::new()).await });
+    let pods: Api<Pod> = Api::namespaced(bench.cluster.client(), &bench.namespace);
+    let (mut begun, mut notes) = (0, Vec::new());
+    while let Some(event) = receiver.recv().await {
+        assert!(!matches!(event, BuildEvent::Failed { .. }), "{event:?}");
+        if let BuildEvent::Note { text } = &event {
+            notes.push(text.clone());
+        }
+        if event.lines().iter().any(|line| line.trim() == "begun") {
+            begun += 1;
+            if begun == 1 {
+                let found = pods.list(&ListParams::default()).await.unwrap();
+                let name = found.items[0].metadata.name.clone().unwrap();
+                pods.delete(&name, &DeleteParams::default()).await.unwrap();
+            }
+        }
+    }
+    building.await.unwrap().unwrap();
+    assert_eq!(begun, 2);
+    assert!(notes.iter().any(|note| note.contains("attempt 2 of 3")), "{notes:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn an_architecture_without_a_node_is_named() {
+    let bench = Jobs::new().await;
+    let driver = KubernetesDriver::new(
+        bench.cluster.clone(),
+        Client::new(ClientConfig {
+            reach: Reach::plain(REGISTRY.parse().unwrap()),
+            ..ClientConfig::default()
+        }),
+        JobConfig {
+            waiting_limit: Duration::from_secs(5),
+            ..JobConfig::new(&bench.namespace, format!("{REGISTRY}/hephy:dev"))
+        },
+    );
+    let request = BuildRequest {
+        platform: "linux/s390x".parse().unwrap(),
+        ..request(&bench, "FROM busybox:1\nRUN true\n")
+    };
+    let (sender, mut receiver) = mpsc::channel(16);
+    tokio::spawn(async move { while receiver.recv().await.is_some() {} });
+    let built = driver.build(&request, sender, CancellationToken::new()).await;
+    let Err(BuildFailure::Platform(step)) = built else { panic!("{built:?}") };
+    assert!(step.heading.starts_with("no node for linux/s390x takes the build: 0/2 nodes"), "{step:?}");
+    bench.end().await;
+}
