@@ -13,7 +13,7 @@ use crate::bases::{Assembly, Base, Mirrors, PackageName, assemble};
 use crate::layers::Compression;
 use crate::oci::{Host, Platform, Repository, Tag};
 use crate::publish::{BaseImage, base_image, pack_layout, push_base, write_layout};
-use crate::registry::client::{Client, ClientConfig, Credential, Credentials};
+use crate::registry::client::{Client, ClientConfig, Credential, Credentials, Reach};
 use crate::registry::server::TokenIssuer;
 
 /// How long the token for the push is good for.
@@ -40,6 +40,9 @@ pub(super) struct BaseArguments {
     /// The registry to push to [default: the one of `hephy up` on this machine]
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["oci_layout_path", "tar_path"])]
     registry: Option<Host>,
+    /// A registry that speaks plain HTTP, as one on this machine may anyway
+    #[arg(long, value_name = "HOST:PORT")]
+    insecure_registry: Vec<Host>,
     /// Write an OCI layout into this directory instead of pushing
     #[arg(long, value_name = "DIRECTORY")]
     oci_layout_path: Option<PathBuf>,
@@ -116,7 +119,9 @@ impl Target {
             }
             _ => Credentials::from_environment().map_err(|error| chain(&error))?,
         };
-        let client = Client::new(ClientConfig { credentials, ..ClientConfig::default() });
+        let mut reach = Reach::default();
+        reach.plain.extend(arguments.insecure_registry.iter().cloned());
+        let client = Client::new(ClientConfig { credentials, reach, ..ClientConfig::default() });
         Ok(Self::Registry(host, Box::new(client)))
     }
 }

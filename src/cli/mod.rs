@@ -16,6 +16,7 @@ mod keys;
 mod remote;
 mod render;
 mod router;
+mod serve;
 mod up;
 pub mod verbs;
 
@@ -42,6 +43,8 @@ enum Subject {
     Up(Box<up::UpArguments>),
     /// Send requests to the apps of a cluster by their Host header
     Router(Box<router::RouterArguments>),
+    /// Receive, build, publish and release on a cluster; its Helm chart runs this
+    Serve(Box<serve::ServeArguments>),
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArguments>),
     /// Make a base image from Debian's packages
@@ -67,6 +70,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     match parsed.command {
         Subject::Up(arguments) => up::run(*arguments),
         Subject::Router(arguments) => router::run(*arguments),
+        Subject::Serve(arguments) => serve::run(*arguments),
         Subject::Build(arguments) => build::run(&arguments),
         Subject::Base(arguments) => base::run(&arguments),
         Subject::Cache(arguments) => cache::run(&arguments),

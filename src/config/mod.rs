@@ -2,4 +2,5 @@
 
 pub mod app;
 pub mod address;
+pub mod cluster;
 pub mod server;

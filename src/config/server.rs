@@ -132,6 +132,15 @@ pub enum SettingsError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// A JSON file says something else than it should.
+    #[error("`{path}` is not valid: {source}")]
+    Json {
+        /// Which.
+        path: PathBuf,
+        /// What the parser said, with the line.
+        #[source]
+        source: Box<serde_json::Error>,
+    },
     /// Nothing says where the data is.
     #[error("neither `--data`, XDG_DATA_HOME nor HOME says where to keep the data: give `--data DIRECTORY`")]
     NoData,

@@ -152,7 +152,7 @@ pub(super) fn add_unreachable_route(
     route.mask = socket_address(mask);
     route.flags = libc::RTF_UP | libc::RTF_REJECT;
     // SAFETY: SIOCADDRT reads one such structure, which lives until the call returns.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, std::ptr::from_ref(&route)) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCADDRT, std::ptr::from_ref(&route)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -170,6 +170,11 @@ pub(super) fn leave_session_keyring() -> io::Result<()> {
     let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, nameless) };
     if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Of `linux/sockios.h`, in the type that this libc's `ioctl` takes.
+const SIOCADDRT: libc::Ioctl = 0x890B;
+/// Likewise.
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
 
 /// `struct rtentry` of `linux/route.h`.
 #[repr(C)]
@@ -194,12 +199,12 @@ pub(super) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: ifreq is plain data for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     let flags = libc::IFF_UP | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives until the call returns.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, std::ptr::from_ref(&request)) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, std::ptr::from_ref(&request)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -17,12 +17,15 @@ use crate::push::{Pushes, Stages};
 use crate::receive::{Command, Handler, Session};
 
 mod busy;
+pub mod cluster;
 mod git;
 mod options;
 pub mod people;
 mod ports;
+mod probes;
 mod queue;
 pub mod router;
+mod secrets;
 pub mod tickets;
 pub mod up;
 mod upkeep;

@@ -40,7 +40,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Self { ok: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
@@ -363,7 +363,7 @@ impl Repository<'_> {
     }
 }
 
-fn make_key(path: &Path, comment: &str) {
+pub(crate) fn make_key(path: &Path, comment: &str) {
     let status = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"])
         .arg(path)

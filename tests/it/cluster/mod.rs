@@ -1,5 +1,51 @@
-//! What needs a real cluster: each test makes namespaces of its own in the one that `KUBECONFIG` names.
+//! On a real cluster of two architectures: `scripts/test-cluster` starts it and runs what is ignored otherwise.
 
 mod driver;
+mod installation;
 mod runtime;
 mod web_image;
+mod whole;
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::machine::Ran;
+
+/// What the environment says of the cluster.
+pub(crate) struct Setting {
+    /// The registry that host, pods and nodes reach, over plain HTTP.
+    pub(crate) registry: String,
+    /// hephy's own image there.
+    pub(crate) image: String,
+}
+
+impl Setting {
+    pub(crate) fn read() -> Self {
+        let variable = |name: &str, otherwise: &str| {
+            std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| otherwise.to_owned())
+        };
+        assert!(std::env::var_os("KUBECONFIG").is_some(), "KUBECONFIG is not set: run scripts/test-cluster");
+        let registry = variable("HEPHY_TEST_REGISTRY", "10.88.0.1:5000");
+        let image = variable("HEPHY_TEST_IMAGE", &format!("{registry}/hephy:dev"));
+        Self { registry, image }
+    }
+}
+
+/// Runs a program to its end.
+pub(crate) fn run(program: &str, words: &[&str]) -> Ran {
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    Ran::of(output.unwrap_or_else(|error| panic!("{program}: {error}")))
+}
+
+pub(crate) fn kubectl(words: &[&str]) -> Ran {
+    run("kubectl", words)
+}
+
+pub(crate) fn helm(words: &[&str]) -> Ran {
+    run("helm", words)
+}
+
+/// The chart.
+pub(crate) fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("charts/hephy")
+}

@@ -1,0 +1,458 @@
+//! `hephy serve`: receives on a cluster. Builds are Jobs, apps are Deployments, records are custom resources.
+//!
+//! It is the server of [`super::up`] put together from other parts; what happens to a push is the same.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::Api;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::people::People;
+use super::ports::{ListenError, listen};
+use super::probes::{self, Readiness};
+use super::queue::Queue;
+use super::secrets::{SecretError, Secrets};
+use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, adopt_apps, make_directory};
+use super::{Server, Sessions, Verbs, tickets};
+use crate::build::BuildLimits;
+use crate::config::cluster::{ClusterSettings, Pods};
+use crate::config::server::{Settings, SettingsError};
+use crate::driver::kubernetes::{JobConfig, KubernetesDriver, RegistryNames};
+use crate::kubernetes::{Cluster, ConnectError};
+use crate::model::store::{self, StoreError};
+use crate::model::{App, Chain, Secret};
+use crate::oci::{Host, NameError, RepositoryName};
+use crate::publish::{Access, Place, Publisher};
+use crate::push::log::Logs;
+use crate::push::{Metrics, Pushes, Stages};
+use crate::receive::keys::{self, KeysError, Role};
+use crate::receive::{self, HostKey};
+use crate::registry::client::CredentialsError;
+use crate::registry::server as registry;
+use crate::runtime::kubernetes::pull_secret::{PullSecret, PullSecretError};
+use crate::runtime::kubernetes::{
+    Exposure, KubernetesConfig, KubernetesRuntime, Policy, Resources, image_configs,
+};
+use crate::store::KubernetesStore;
+
+/// How long the server's own token for its registry is good; longer than any run of it.
+const TOKEN_LIFE: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// How long what a build may write with is good for, beyond the build's own limit.
+const TICKET_SLACK: Duration = Duration::from_secs(600);
+
+/// How often kubelets get a new token for a registry of our own.
+const PULL_TOKEN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+
+/// How long such a token is good: a cluster that hephy is away from goes on pulling.
+const PULL_TOKEN_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// The Secret that kubelets pull with, in the apps' namespace.
+const PULL_SECRET: &str = "hephy-pull";
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// What `hephy up` may fail of, too.
+    #[error(transparent)]
+    Up(#[from] UpError),
+    /// A setting.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The cluster.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The store.
+    #[error("the records cannot be read")]
+    Store(#[from] StoreError),
+    /// The cluster does not answer.
+    #[error("the cluster does not say its version")]
+    Version(#[source] Box<kube::Error>),
+    /// The host key, or a registry's credentials.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// What kubelets pull with.
+    #[error("kubelets cannot be given the registry's credentials")]
+    Pull(#[from] PullSecretError),
+    /// An address.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The name of a registry.
+    #[error("`{text}` is not a registry such as `registry.example/team`")]
+    Registry {
+        /// What was given.
+        text: String,
+        /// Why not.
+        source: NameError,
+    },
+    /// The URL for build pods.
+    #[error("--internal-url has no room for a path")]
+    Url {
+        /// Why.
+        source: url::ParseError,
+    },
+    /// There is no registry.
+    #[error(
+        "no registry is given: use --registry-url, or --registry and --registry-service for one of our own"
+    )]
+    NoRegistry,
+    /// What the registry is written with.
+    #[error("cannot use the registry's credentials")]
+    Credentials(#[source] CredentialsError),
+    /// The first admins.
+    #[error("cannot make the first admins")]
+    Admin(#[from] KeysError),
+}
+
+/// What the server is started with.
+pub struct Start {
+    /// The settings.
+    pub settings: ClusterSettings,
+    /// Runs the verbs that come over SSH.
+    pub verbs: Arc<dyn Verbs>,
+    /// Who becomes admin if there is nobody, with what to call the keys.
+    pub first_admins: Vec<FirstAdmin>,
+    /// What tells this replica from the others: the pod's name.
+    pub identity: String,
+}
+
+/// Serves until a signal, then drains; a second signal stops at once.
+pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(), ServeError> {
+    let mut signals = Signals::new().map_err(UpError::Signals)?;
+    let given = &start.settings;
+    let settings = Arc::new(given.settings()?);
+    make_directory(&settings.data)?;
+    make_directory(&settings.data.join("tmp"))?;
+    let cluster = Cluster::connect(None, None).await?;
+    let namespace = given.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
+    let secrets = Secrets::new(&cluster, &namespace);
+    let object_store = Arc::new(KubernetesStore::new(&cluster.client(), &given.apps_namespace));
+    object_store.check().await?;
+    let host_key = secrets.host_key(&format!("{}-host-key", given.name)).await?;
+    let own_registry = match given.registry {
+        Some(address) => Some((own_registry(&settings.data).await?, listen(address, "--registry").await?)),
+        None => None,
+    };
+    let place = place(given, own_registry.as_ref().map(|(server, _)| server), &secrets).await?;
+    let addresses = given.addresses();
+    let stages = Arc::new(stages(&start, &settings, &cluster, place, object_store.clone()).await?);
+    // Nobody has its private half: whoever runs the cluster adds keys by `hephy keys add --kube`.
+    let operator = HostKey::open(&settings.data.join("operator_ed25519_key")).map_err(UpError::Key)?;
+    let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
+    make_admins(&people, &stages, start.first_admins.clone(), &tell).await?;
+    let server = Server {
+        settings: Arc::clone(&settings),
+        addresses: addresses.clone(),
+        people,
+        // The Jobs of each architecture queue by themselves.
+        pushes: Pushes::new(Arc::clone(&stages), 1000),
+        queue: Queue::default(),
+        stopping: CancellationToken::new(),
+    };
+    let listeners =
+        Listeners { ssh: listen(settings.ssh, "--ssh").await?, http: listen(settings.http, "--http").await? };
+    let readiness = Readiness::default();
+    let jobs = Api::namespaced(cluster.client(), &given.builds_namespace);
+    let valid = settings.build_timeout + TICKET_SLACK;
+    let tickets = tickets::router(jobs, as_engines_reach_it(given, &stages.place)?, valid);
+    let http = probes::router(readiness.clone(), stages.metrics.clone()).merge(tickets);
+    let services =
+        Services::start(&server, listeners, own_registry, &host_key, Arc::clone(&start.verbs), http);
+    keep_pull_secret(&cluster, &namespace, given, &stages.place).await?;
+    adopt_apps(&stages).await?;
+    let builds = server.pushes.recover().await?;
+    readiness.set(true);
+    tell(Notice::Ready(Box::new(Ready {
+        addresses,
+        host_key: host_key.fingerprint(),
+        data: settings.data.clone(),
+        users: server.people.users().await?.len(),
+        apps: store::list::<App>(server.store(), "").await?.len(),
+        builds,
+    })));
+    signals.next().await;
+    readiness.set(false);
+    tokio::select! {
+        () = services.drain(&server, settings.drain, &tell) => {}
+        () = signals.next() => {}
+    }
+    Ok(())
+}
+
+async fn own_registry(data: &Path) -> Result<registry::Server, UpError> {
+    let config = registry::ServerConfig {
+        // In a pod loopback is not only this process: a sidecar is there too.
+        anonymous_read_from_loopback: false,
+        ..registry::ServerConfig::new(data.join("registry"))
+    };
+    registry::Server::open(config).await.map_err(UpError::Registry)
+}
+
+/// The registry, as this process reaches it.
+async fn place(
+    settings: &ClusterSettings,
+    own: Option<&registry::Server>,
+    secrets: &Secrets,
+) -> Result<Place, ServeError> {
+    if let (Some(own), Some(address)) = (own, settings.registry) {
+        let host = host(&format!("127.0.0.1:{}", address.port()))?;
+        return Ok(Place::own(host, own.tokens().clone()));
+    }
+    let url = settings.registry_url.as_deref().ok_or(ServeError::NoRegistry)?;
+    let (name, prefix) = url.split_once('/').map_or((url, None), |(name, prefix)| (name, Some(prefix)));
+    let wrong = |source| ServeError::Registry { text: url.to_owned(), source };
+    let prefix = prefix.map(str::parse::<RepositoryName>).transpose().map_err(wrong)?;
+    let access = match &settings.registry_secret {
+        Some(secret) => Access::DockerConfig(secrets.docker_config(secret).await?),
+        None => Access::Open,
+    };
+    Ok(Place { host: host(name)?, prefix, is_plain: settings.registry_insecure, access })
+}
+
+fn host(text: &str) -> Result<Host, ServeError> {
+    text.parse().map_err(|source| ServeError::Registry { text: text.to_owned(), source })
+}
+
+/// The registry by the name that engines have for it.
+fn as_engines_reach_it(settings: &ClusterSettings, place: &Place) -> Result<Place, ServeError> {
+    match &settings.registry_service {
+        Some(service) => Ok(Place { host: host(service)?, ..place.clone() }),
+        None => Ok(place.clone()),
+    }
+}
+
+/// Gives kubelets what they pull with, now and whenever it changes.
+async fn keep_pull_secret(
+    cluster: &Cluster,
+    namespace: &str,
+    settings: &ClusterSettings,
+    place: &Place,
+) -> Result<(), ServeError> {
+    if !has_pull_secret(settings) {
+        return Ok(());
+    }
+    let pull_host = settings.pull_host.split('/').next().unwrap_or_default();
+    let hosts = (place.host.clone(), host(pull_host)?);
+    let secret = PullSecret::new(cluster, &settings.apps_namespace, PULL_SECRET, hosts);
+    match (&place.access, &settings.registry_secret) {
+        (Access::Tokens(tokens), _) => {
+            let (tokens, host) = (tokens.clone(), place.host.clone());
+            let config = move || {
+                let scope = registry::Scope::pull(registry::RepositoryPattern::Everything);
+                let token = tokens.issue("kubelet", &[scope], PULL_TOKEN_LIFE);
+                Secret::new(registry::docker_config(&host, &token))
+            };
+            secret.apply(&config()).await?;
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(PULL_TOKEN_INTERVAL).await;
+                    if let Err(error) = secret.apply(&config()).await {
+                        tracing::error!(error = %Chain(&error), "kubelets cannot be given a new token");
+                    }
+                }
+            });
+        }
+        (Access::DockerConfig(config), Some(source)) => {
+            secret.apply(config).await?;
+            let (cluster, namespace, source) = (cluster.clone(), namespace.to_owned(), source.clone());
+            tokio::spawn(async move { secret.follow(&cluster, &namespace, &source).await });
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn stages(
+    start: &Start,
+    settings: &Settings,
+    cluster: &Cluster,
+    place: Place,
+    object_store: Arc<KubernetesStore>,
+) -> Result<Stages, ServeError> {
+    let given = &start.settings;
+    let pods = given.pods.as_deref().map(Pods::read).transpose()?.unwrap_or_default();
+    let client = place.client(TOKEN_LIFE).map_err(ServeError::Credentials)?;
+    let driver = KubernetesDriver::new(cluster.clone(), client.clone(), job_config(given, &pods, &place)?);
+    let runtime = KubernetesRuntime::new(
+        cluster,
+        runtime_config(start, settings, &pods)?,
+        image_configs(client.clone(), place.host.clone()),
+    )
+    .await
+    .map_err(|error| ServeError::Version(Box::new(error)))?;
+    Ok(Stages {
+        store: object_store,
+        driver: Arc::new(driver),
+        runtime: Arc::new(runtime),
+        publisher: Publisher::new(client, place.clone()),
+        place,
+        repositories: settings.data.join("repositories"),
+        logs: Logs::new(settings.data.join("builds")),
+        addresses: given.addresses(),
+        limits: BuildLimits { time: settings.build_timeout, memory_bytes: None, cpus: None },
+        metrics: Metrics::default(),
+    })
+}
+
+fn job_config(settings: &ClusterSettings, pods: &Pods, place: &Place) -> Result<JobConfig, ServeError> {
+    let pods = &pods.build;
+    let tolerations =
+        pods.tolerations.iter().cloned().map(serde_json::from_value).collect::<Result<Vec<_>, _>>();
+    let path = || settings.pods.clone().unwrap_or_default();
+    let tolerations =
+        tolerations.map_err(|source| SettingsError::Json { path: path(), source: Box::new(source) })?;
+    let url = settings.internal_url.join(tickets::PATH);
+    let registry = match &settings.registry_service {
+        Some(service) => Some(RegistryNames { here: place.host.clone(), engine: host(service)? }),
+        None => None,
+    };
+    Ok(JobConfig {
+        image_pull_policy: pods.image_pull_policy.clone(),
+        image_pull_secrets: pods.image_pull_secrets.clone(),
+        ticket_url: Some(url.map_err(|source| ServeError::Url { source })?),
+        isolation: (settings.isolation != "auto").then(|| settings.isolation.clone()),
+        resources: ResourceRequirements {
+            requests: quantities(&pods.resources.requests),
+            limits: quantities(&pods.resources.limits),
+            ..ResourceRequirements::default()
+        },
+        tolerations,
+        node_selector: pods.node_selector.clone(),
+        host_users: (!pods.host_users).then_some(false),
+        registry,
+        parallel_per_architecture: settings.builds.unwrap_or(2),
+        ..JobConfig::new(settings.builds_namespace.clone(), settings.image.clone())
+    })
+}
+
+fn quantities(given: &BTreeMap<String, String>) -> Option<BTreeMap<String, Quantity>> {
+    let quantities: BTreeMap<_, _> =
+        given.iter().map(|(name, value)| (name.clone(), Quantity(value.clone()))).collect();
+    (!quantities.is_empty()).then_some(quantities)
+}
+
+fn runtime_config(start: &Start, settings: &Settings, pods: &Pods) -> Result<KubernetesConfig, ServeError> {
+    let given = &start.settings;
+    let exposure = if given.ingress {
+        Exposure::Ingress {
+            domain: given.domain.as_str().to_owned(),
+            class: given.ingress_class.clone(),
+            annotations: given.ingress_annotation.iter().cloned().collect(),
+            tls_secret: given.ingress_tls_secret.clone(),
+        }
+    } else {
+        Exposure::Services
+    };
+    let pull_host = given.pull_host.split_once('/').map_or(given.pull_host.as_str(), |(name, _)| name);
+    Ok(KubernetesConfig {
+        namespace: given.apps_namespace.clone(),
+        identity: start.identity.clone(),
+        pull_host: host(pull_host)?,
+        pull_secret: has_pull_secret(given).then(|| PULL_SECRET.to_owned()),
+        resources: Resources {
+            requests: pods.app.resources.requests.clone(),
+            limits: pods.app.resources.limits.clone(),
+        },
+        exposure,
+        policy: Policy {
+            ready_timeout: settings.ready_timeout,
+            minimum_ready: settings.minimum_ready,
+            stop_grace: settings.stop_grace,
+            ..Policy::default()
+        },
+    })
+}
+
+/// Whether kubelets need credentials to pull.
+const fn has_pull_secret(settings: &ClusterSettings) -> bool {
+    settings.registry.is_some() || settings.registry_secret.is_some()
+}
+
+/// Makes admins of the keys that the installation names, where there are no users yet.
+async fn make_admins(
+    people: &People,
+    stages: &Stages,
+    admins: Vec<FirstAdmin>,
+    tell: &(impl Fn(Notice) + Send + Sync),
+) -> Result<(), KeysError> {
+    if !keys::nobody_yet(&*stages.store).await? {
+        return Ok(());
+    }
+    for admin in admins {
+        for (called, key) in &admin.keys {
+            people.add_key(&admin.name, Role::Admin, key, Some(called)).await?;
+        }
+        tell(Notice::Admin {
+            name: admin.name,
+            keys: admin.keys.into_iter().map(|(called, _)| called).collect(),
+        });
+    }
+    Ok(())
+}
+
+/// The listening parts.
+struct Services {
+    tasks: TaskTracker,
+    ssh: CancellationToken,
+    /// The registry and the probes: they stop last.
+    rest: CancellationToken,
+}
+
+struct Listeners {
+    ssh: TcpListener,
+    http: TcpListener,
+}
+
+impl Services {
+    fn start(
+        server: &Server,
+        listeners: Listeners,
+        own_registry: Option<(registry::Server, TcpListener)>,
+        host_key: &HostKey,
+        verbs: Arc<dyn Verbs>,
+        http: axum::Router,
+    ) -> Self {
+        let services =
+            Self { tasks: TaskTracker::new(), ssh: CancellationToken::new(), rest: CancellationToken::new() };
+        if let Some((registry, listener)) = own_registry {
+            let stop = services.rest.clone();
+            services.tasks.spawn(async move {
+                if let Err(error) = registry.serve(listener, stop).await {
+                    tracing::error!(error = %Chain(&error), "the registry ended");
+                }
+            });
+        }
+        let stop = services.rest.clone();
+        services.tasks.spawn(async move {
+            let served = axum::serve(listeners.http, http).with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(error) = served.await {
+                tracing::error!(error = %Chain(&error), "health and metrics ended");
+            }
+        });
+        let handler = Arc::new(Sessions { server: server.clone(), verbs });
+        let directory = Arc::new(server.people.clone());
+        let receiver = receive::Server::new(host_key, directory, handler, receive::Limits::default());
+        services.tasks.spawn(receiver.serve(listeners.ssh, services.ssh.clone(), Duration::from_secs(5)));
+        services
+    }
+
+    /// No new connections; builds end or are left for the next server; then everything stops.
+    async fn drain(self, server: &Server, at_most: Duration, tell: &(impl Fn(Notice) + Send + Sync)) {
+        server.stopping.cancel();
+        tell(Notice::Draining { builds: server.pushes.len(), at_most });
+        if tokio::time::timeout(at_most, server.pushes.idle()).await.is_err() {
+            tell(Notice::Left { builds: server.pushes.len() });
+        }
+        self.ssh.cancel();
+        self.rest.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

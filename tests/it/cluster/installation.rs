@@ -1,0 +1,180 @@
+//! hephy on the cluster, installed as its chart's readers do.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::{Setting, chart, helm, kubectl};
+use crate::machine::{PATIENCE, Ran, make_key};
+
+/// The chart's defaults.
+const SSH: (&str, &str) = ("10.88.0.1", "30022");
+const ROUTER: &str = "10.88.0.1:30080";
+
+/// An installation in the namespace `hephy`; one at a time on a cluster.
+pub(crate) struct Installation {
+    directory: TempDir,
+}
+
+impl Installation {
+    /// `helm upgrade --install` with more values, until it is ready. What an earlier one left is adopted.
+    pub(crate) fn install(values: &[&str]) -> Self {
+        let directory = tempfile::Builder::new().prefix("hephy-cluster-").tempdir().unwrap();
+        let installation = Self { directory };
+        make_key(&installation.path().join("id_ed25519"), "ada@test");
+        installation.upgrade(values).succeeded();
+        installation
+    }
+
+    /// `helm upgrade --install` again.
+    pub(crate) fn upgrade(&self, values: &[&str]) -> Ran {
+        let setting = Setting::read();
+        let (repository, tag) = setting.image.rsplit_once(':').unwrap();
+        let key = self.path().join("id_ed25519.pub");
+        let chart = chart();
+        let registry = format!("registry.url={}", setting.registry);
+        let (image, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
+        let keys = format!("adminKeys={}", key.display());
+        let mut words = vec![
+            "upgrade",
+            "--install",
+            "hephy",
+            chart.to_str().unwrap(),
+            "-n",
+            "hephy",
+            "--create-namespace",
+            "--wait",
+            "--timeout",
+            "180s",
+            "--set-file",
+            &keys,
+            "--set",
+            &image,
+            "--set",
+            &tag,
+            "--set",
+            "image.pullPolicy=Always",
+            "--set",
+            &registry,
+            "--set",
+            "registry.insecure=true",
+        ];
+        for value in values {
+            words.extend(["--set", value]);
+        }
+        helm(&words)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Stops hephy; the apps and their records stay.
+    pub(crate) fn uninstall(&self) {
+        helm(&["uninstall", "hephy", "-n", "hephy", "--wait", "--timeout", "120s"]).succeeded();
+    }
+
+    /// Runs a verb over SSH.
+    pub(crate) fn verb(&self, words: &str) -> Ran {
+        let mut command = Command::new("sh");
+        let line = format!("{} -p {} hephy@{} -- {words}", self.ssh_command(), SSH.1, SSH.0);
+        Ran::of(command.arg("-c").arg(line).stdin(Stdio::null()).output().unwrap())
+    }
+
+    pub(crate) fn ssh_command(&self) -> String {
+        format!(
+            "ssh -F /dev/null -i {} -o IdentitiesOnly=yes -o IdentityAgent=none -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={}",
+            self.path().join("id_ed25519").display(),
+            self.path().join("known_hosts").display()
+        )
+    }
+
+    /// A repository with `files` in one commit on `main`.
+    pub(crate) fn repository(&self, app: &str, files: &[(&str, &str)]) -> Repository<'_> {
+        let path = self.path().join("repositories").join(app);
+        fs::create_dir_all(&path).unwrap();
+        let repository = Repository { installation: self, path };
+        repository.git(&["init", "-q", "-b", "main"]).succeeded();
+        let remote = format!("ssh://hephy@{}:{}/{app}.git", SSH.0, SSH.1);
+        repository.git(&["remote", "add", "deis", &remote]).succeeded();
+        repository.commit(files);
+        repository
+    }
+
+    /// A repository whose app is busybox's web server with `page`.
+    pub(crate) fn web(&self, app: &str, page: &str) -> Repository<'_> {
+        let dockerfile = "FROM busybox\nRUN uname -m > /machine\nCOPY www /www\nRUN cp /machine /www/machine\nEXPOSE 8000\nCMD exec httpd -f -p $PORT -h /www\n";
+        self.repository(app, &[("Dockerfile", dockerfile), ("www/index.html", page)])
+    }
+
+    /// Asks an app for `path` through hephy's router: status and body. `Err`: no answer.
+    pub(crate) fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(ROUTER)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {app}.hephy.local\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        status.map(|status| (status, body.to_owned())).ok_or_else(|| std::io::Error::other("no answer"))
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let logs =
+                kubectl(&["logs", "-n", "hephy", "-l", "app.kubernetes.io/name=hephy", "--tail", "200"]);
+            let pods = kubectl(&["get", "pods,jobs", "-A", "-o", "wide"]);
+            #[expect(clippy::print_stderr, reason = "a failed test shows it")]
+            let () = eprintln!("{}\n{}\n{}", pods.stdout, logs.stdout, logs.stderr);
+        }
+    }
+}
+
+/// A git repository that is pushed to the cluster.
+pub(crate) struct Repository<'a> {
+    installation: &'a Installation,
+    pub(crate) path: PathBuf,
+}
+
+impl Repository<'_> {
+    /// Runs git here.
+    pub(crate) fn git(&self, words: &[&str]) -> Ran {
+        Ran::of(self.command(words).output().unwrap())
+    }
+
+    /// The git command, not run yet.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("git");
+        command
+            .args(["-c", "user.name=Ada", "-c", "user.email=ada@example.org"])
+            .args(words)
+            .current_dir(&self.path)
+            .env("GIT_SSH_COMMAND", self.installation.ssh_command())
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Writes files and commits everything.
+    pub(crate) fn commit(&self, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            let path = self.path.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        self.git(&["add", "-A"]).succeeded();
+        self.git(&["commit", "-q", "--allow-empty", "-m", "change"]).succeeded();
+    }
+
+    /// `git push deis main`.
+    pub(crate) fn push(&self) -> Ran {
+        self.git(&["push", "deis", "main"])
+    }
+}

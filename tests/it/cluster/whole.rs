@@ -1,0 +1,95 @@
+//! The whole way of a push on a cluster: Jobs on nodes of both architectures, one index, a rollout, the router.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::installation::Installation;
+use super::kubectl;
+use crate::machine::eventually;
+
+#[test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+fn a_push_is_built_on_both_architectures_and_rolled_out() {
+    let hephy = Installation::install(&[]);
+    let app = hephy.web("hello", "one\n");
+    let pushed = app.push().succeeded().says(&[
+        "platforms linux/amd64, linux/arm64",
+        "[amd64]",
+        "[arm64]",
+        "(2 platforms,",
+        "Released v",
+        "curl -H 'Host: hello.hephy.local' http://10.88.0.1:30080/",
+    ]);
+    drop(pushed);
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "one\n".to_owned()));
+
+    a_change_loses_no_request(&hephy, &app);
+    a_failing_build_leaves_what_serves(&hephy, &app);
+    a_failing_rollout_leaves_what_serves(&hephy, &app);
+    both_architectures_run(&hephy);
+    an_uninstall_leaves_the_apps_and_an_install_adopts_them(&hephy, &app);
+}
+
+fn a_change_loses_no_request(hephy: &Installation, app: &super::installation::Repository<'_>) {
+    let (stop, asked, failed) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let good = matches!(hephy.get("hello", "/"), Ok((200, _)));
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    failed.fetch_add(u32::from(!good), Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+        }
+        app.commit(&[("www/index.html", "two\n")]);
+        let pushed = app.push();
+        stop.store(true, Ordering::Relaxed);
+        pushed.succeeded();
+    });
+    assert!(asked.load(Ordering::Relaxed) > 20, "there was a load");
+    assert_eq!(failed.load(Ordering::Relaxed), 0, "of {} requests", asked.load(Ordering::Relaxed));
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "two\n".to_owned()));
+}
+
+fn a_failing_build_leaves_what_serves(hephy: &Installation, app: &super::installation::Repository<'_>) {
+    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
+    app.commit(&[("Dockerfile", "FROM busybox\nRUN echo so it goes; exit 7\n")]);
+    app.push().failed_with(&["so it goes", "Dockerfile:2", "still serves", "[remote rejected]"]);
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "two\n".to_owned()));
+    app.commit(&[("Dockerfile", &good)]);
+}
+
+fn a_failing_rollout_leaves_what_serves(hephy: &Installation, app: &super::installation::Repository<'_>) {
+    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
+    let bad = good.replace("CMD exec httpd -f -p $PORT -h /www", "CMD echo no luck today; exit 3");
+    app.commit(&[("Dockerfile", &bad)]);
+    app.push().failed_with(&["no luck today", "still serves", "[remote rejected]"]);
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "two\n".to_owned()));
+    app.commit(&[("Dockerfile", &good)]);
+}
+
+fn both_architectures_run(hephy: &Installation) {
+    hephy.verb("ps scale web=2 -a hello").succeeded();
+    let mut machines = std::collections::BTreeSet::new();
+    eventually("both architectures answer", || {
+        machines.extend(hephy.get("hello", "/machine").map(|(_, body)| body));
+        machines.len() == 2
+    });
+    assert_eq!(machines.iter().map(|machine| machine.trim()).collect::<Vec<_>>(), ["aarch64", "x86_64"]);
+}
+
+fn an_uninstall_leaves_the_apps_and_an_install_adopts_them(
+    hephy: &Installation,
+    app: &super::installation::Repository<'_>,
+) {
+    hephy.uninstall();
+    kubectl(&["get", "deployment", "hello--web", "-n", "hephy-apps"]).succeeded();
+    kubectl(&["get", "apps.hephy.dev", "hello", "-n", "hephy-apps"]).succeeded();
+    hephy.upgrade(&[]).succeeded();
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "two\n".to_owned()));
+    app.commit(&[("www/index.html", "three\n")]);
+    app.push().succeeded();
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "three\n".to_owned()));
+}
