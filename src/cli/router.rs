@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{chain, line, problem};
 use crate::config::server::Domain;
-use crate::serve::router::{RouterSettings, route};
+use crate::serve::router::{Listening, RouterSettings, route};
 
 /// `router`.
 #[derive(Debug, Args)]
@@ -69,13 +69,7 @@ pub(super) fn run(arguments: RouterArguments) -> ExitCode {
         .build();
     let ended = match runtime {
         Ok(runtime) => runtime
-            .block_on(route(settings, |namespace, http, https| {
-                line(&format!("-----> Routing APP.{domain} to the apps of the namespace {namespace}"));
-                line(&format!("       HTTP on {http}"));
-                if let Some(https) = https {
-                    line(&format!("       TLS on {https}"));
-                }
-            }))
+            .block_on(route(settings, |listening| show(&domain, listening)))
             .map_err(|error| chain(&error)),
         Err(error) => Err(format!("cannot start: {error}")),
     };
@@ -86,4 +80,14 @@ pub(super) fn run(arguments: RouterArguments) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn show(domain: &str, listening: &Listening) {
+    let Listening { namespace, http, https, health } = listening;
+    line(&format!("-----> Routing APP.{domain} to the apps of the namespace {namespace}"));
+    line(&format!("       HTTP    {http}"));
+    if let Some(https) = https {
+        line(&format!("       TLS     {https}"));
+    }
+    line(&format!("       health  {health}"));
 }

@@ -58,6 +58,19 @@ pub struct RouterSettings {
     pub trust_forwarded: bool,
 }
 
+/// What there is to say once everything listens.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    /// The namespace of the apps.
+    pub namespace: String,
+    /// Where HTTP is answered.
+    pub http: SocketAddr,
+    /// Where TLS is answered, with a certificate.
+    pub https: Option<SocketAddr>,
+    /// Where `/healthz` and `/readyz` are answered.
+    pub health: SocketAddr,
+}
+
 /// Why the router does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
@@ -82,11 +95,8 @@ pub enum RouterError {
     },
 }
 
-/// Routes until a signal, then drains; `tell` is given the addresses that are listened on.
-pub async fn route(
-    settings: RouterSettings,
-    tell: impl FnOnce(&str, SocketAddr, Option<SocketAddr>),
-) -> Result<(), RouterError> {
+/// Routes until a signal, then drains.
+pub async fn route(settings: RouterSettings, tell: impl FnOnce(&Listening)) -> Result<(), RouterError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RouterError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RouterError::Signals)?;
     let cluster = Cluster::connect(settings.kubeconfig.as_deref(), None).await?;
@@ -98,16 +108,17 @@ pub async fn route(
         None => None,
     };
     let health = listen(settings.health, "--health").await?;
+    let address = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
+    tell(&Listening {
+        namespace: namespace.clone(),
+        http: address(&http, settings.http),
+        https: https.as_ref().map(|https| address(https, settings.https)),
+        health: address(&health, settings.health),
+    });
     let (table, ready) = (RouteTable::new(), watch::Sender::new(false));
     let (stopping, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     tasks.spawn(answer_health(health, ready.subscribe(), stopping.clone(), shutdown.clone()));
-    let address = |listener: &TcpListener, asked: SocketAddr| listener.local_addr().unwrap_or(asked);
-    tell(
-        &namespace,
-        address(&http, settings.http),
-        https.as_ref().map(|https| address(https, settings.https)),
-    );
     let mut config = RouterConfig::new(settings.domain.as_str());
     config.trust_forwarded = settings.trust_forwarded;
     config.drain = settings.drain;

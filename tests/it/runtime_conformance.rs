@@ -104,11 +104,13 @@ fn not_ready(result: Result<(), RuntimeError>) -> (Obstacle, Vec<String>) {
     }
 }
 
-pub(crate) async fn a_version_serves_once_it_is_switched_to_and_not_before(place: impl Place) {
+pub(crate) async fn a_version_serves_once_it_is_switched_to_and_not_before<P: Place>(place: P) {
     let first = place.version(1, &[("web", SERVE, 2)]);
     let (events, mut received) = mpsc::unbounded_channel();
     place.runtime().start(&first, &events).await.unwrap();
-    assert_eq!(place.get("/").await.0, StatusCode::NOT_FOUND);
+    if !P::IN_PLACE {
+        assert_eq!(place.get("/").await.0, StatusCode::NOT_FOUND);
+    }
     place.runtime().switch(&first).await.unwrap();
     assert_eq!(served(&place).await, "v1");
     assert_eq!(up(&place).await, ["v1 web.1", "v1 web.2"]);

@@ -6,7 +6,7 @@ use kube::api::{ApiResource, DeleteParams};
 use serde_json::{Value, json};
 
 use super::deployment::changed;
-use super::names::{self, PORT};
+use super::names::{self, PORT, RELEASE};
 use super::objects::{ApiError, Objects, failed};
 use super::{Exposure, Shared};
 use crate::model::{AppName, ProcessType};
@@ -25,6 +25,18 @@ fn http_route() -> ApiResource {
     }
 }
 
+/// Makes the way to an app that has none yet, so that it is there once its first instances are ready. It says of no
+/// release that it is current.
+pub(super) async fn prepare(shared: &Shared, version: &Version) -> Result<(), ApiError> {
+    let app = &version.release.app;
+    let mut annotations = changed(&shared.config, version);
+    if let Some(annotations) = annotations.as_object_mut() {
+        annotations.remove(RELEASE);
+    }
+    shared.objects.apply::<Service>(&service(app, &annotations)).await?;
+    apply_route(shared, app).await
+}
+
 /// Makes `version` the current one over the Service that was read, and sends the app's requests to its pods.
 ///
 /// Fails with a conflict where the Service was changed since.
@@ -39,6 +51,10 @@ pub(super) async fn make_current(
         service["metadata"]["resourceVersion"] = version.into();
     }
     shared.objects.apply::<Service>(&service).await?;
+    apply_route(shared, app).await
+}
+
+async fn apply_route(shared: &Shared, app: &AppName) -> Result<(), ApiError> {
     match route(&shared.config.exposure, app) {
         Some(Route::Ingress(ingress)) => shared.objects.apply::<Ingress>(&ingress).await.map(drop),
         Some(Route::Http(route)) => shared.objects.apply_dynamic(&http_route(), &route).await,

@@ -40,6 +40,7 @@ pub(super) async fn start(
         let images = shared.images(&version).await?;
         let recipe = Recipe::new(&shared.config, shared.abilities, &version, &images)?;
         let work = async {
+            prepare(&shared, &version, &before).await?;
             state::put(&shared, &recipe, &version, release).await?;
             ready::wait(&shared, &recipe, &version, &events).await
         };
@@ -155,6 +156,7 @@ pub(super) async fn scale(
         let images = shared.images(&version).await?;
         let recipe = Recipe::new(&shared.config, shared.abilities, &version, &images)?;
         let work = async {
+            prepare(&shared, &version, &before).await?;
             set_counts(&shared, &recipe, &version, &before).await?;
             ready::wait(&shared, &recipe, &version, &events).await
         };
@@ -205,6 +207,15 @@ fn newer(version: &Version, current: Option<ReleaseNumber>) -> Result<(), Runtim
         Some(current) if release <= current => Err(RuntimeError::Stale { app, release, current }),
         _ => Ok(()),
     }
+}
+
+/// Makes the way to an app that has none.
+async fn prepare(shared: &Shared, version: &Version, before: &State) -> Result<(), RuntimeError> {
+    if before.service.is_some() {
+        return Ok(());
+    }
+    let prepared = expose::prepare(shared, version).await;
+    prepared.map_err(state::refused("apply the Service", &version.release.app, &ProcessType::web()))
 }
 
 /// Records that `version` is current, if `allows` says so of what is there.

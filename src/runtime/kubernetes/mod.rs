@@ -7,6 +7,10 @@
 //!
 //! Several servers may act on one cluster. Every Deployment carries the number of its release and is applied only
 //! over the version of it that was read, and never over a higher number.
+//!
+//! In the apps' namespace it needs `get`, `list`, `create`, `patch` and `delete` of deployments, services, secrets and
+//! pods, `get` of pods/log, `list` of events, and `create`, `patch` and `delete` of poddisruptionbudgets and of
+//! ingresses or httproutes.
 
 mod adopt;
 mod deployment;

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
 use tokio::time::{Instant, sleep};
 
 use super::deployment::Recipe;
-use super::objects::failed;
+use super::objects::{Objects, failed};
 use super::pods::{self, Instance, how};
 use super::state::{hint, release_of, type_of};
 use super::{Policy, Shared, logs, names};
@@ -47,15 +49,31 @@ pub(super) async fn wait(
             return Ok(());
         }
         if let Some((instance, obstacle)) = watch.obstacle(&deployments, &instances) {
-            let found = instances.iter().find(|found| found.name == instance);
-            let lines = match found {
-                Some(found) => logs::last_lines(&shared.objects, found, LAST_LINES).await,
-                None => Vec::new(),
+            let (lines, obstacle) = match instances.iter().find(|found| found.name == instance) {
+                Some(found) => (
+                    logs::last_lines(&shared.objects, found, LAST_LINES).await,
+                    explained(&shared.objects, found, obstacle).await,
+                ),
+                None => (Vec::new(), obstacle),
             };
             let app = app.clone();
             return Err(RuntimeError::NotReady(Box::new(NotReady { app, instance, obstacle, lines })));
         }
         sleep(INTERVAL).await;
+    }
+}
+
+/// What never ran, with the last warning about it that the cluster has, if it may be read.
+async fn explained(objects: &Objects, instance: &Instance, obstacle: Obstacle) -> Obstacle {
+    if !matches!(obstacle, Obstacle::NeverRan { .. }) {
+        return obstacle;
+    }
+    let fields = format!("involvedObject.uid={},type=Warning", instance.uid());
+    let events = objects.find::<Event>(ListParams::default().fields(&fields)).await.unwrap_or_default();
+    let last = events.into_iter().max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
+    match last.and_then(|event| event.message) {
+        Some(why) => Obstacle::Blocked { why: format!("{obstacle}: {why}"), hint: None },
+        None => obstacle,
     }
 }
 

@@ -212,6 +212,9 @@ pub(super) async fn restore(
     before: &State,
 ) -> Result<(), RuntimeError> {
     let (app, failed) = (&version.release.app, version.release.number);
+    if before.service.is_none() {
+        expose::remove(shared, app).await?;
+    }
     for process_type in version.release.processes.keys() {
         match before.deployment(process_type) {
             Some(old) => {

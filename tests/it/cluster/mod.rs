@@ -2,6 +2,7 @@
 
 mod driver;
 mod installation;
+mod router;
 mod runtime;
 mod web_image;
 mod whole;

@@ -12,6 +12,7 @@ use hephy::oci::{Digest, Host, ImageConfig};
 use hephy::registry::client::{Client as RegistryClient, ClientConfig, Credentials, Reach};
 use hephy::rollout::{InstanceState, Obstacle, Runtime, RuntimeError, RuntimeEvent, Version, rollout};
 use hephy::router::{RouteTable, RouterConfig, serve};
+use hephy::runtime::kubernetes::pull_secret::PullSecret;
 use hephy::runtime::kubernetes::{
     Exposure, ImageConfigs, KubernetesConfig, KubernetesRuntime, Policy, Resources, image_configs, routes,
 };
@@ -33,9 +34,9 @@ use crate::runtime_conformance::{self as conformance, Place, SERVE};
 const REGISTRY: &str = "10.88.0.1:5000";
 const DEADLINE: Duration = Duration::from_mins(3);
 
-struct Namespaced {
-    cluster: Cluster,
-    namespace: String,
+pub(super) struct Namespaced {
+    pub(super) cluster: Cluster,
+    pub(super) namespace: String,
     index: PublishedIndex,
     runtime: Arc<dyn Runtime>,
     address: std::net::SocketAddr,
@@ -111,13 +112,13 @@ impl Namespaced {
         Self { cluster, namespace, index, runtime, address, router }
     }
 
-    fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(
+    pub(super) fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(
         &self,
     ) -> Api<K> {
         Api::namespaced(self.cluster.client(), &self.namespace)
     }
 
-    async fn deploy(&self, version: &Version, previous: Option<&Version>) {
+    pub(super) async fn deploy(&self, version: &Version, previous: Option<&Version>) {
         let progress = mpsc::unbounded_channel().0;
         rollout(&*self.runtime, previous, version, &progress).await.unwrap().finish().await.unwrap();
     }
@@ -208,7 +209,10 @@ async fn router(cluster: &Cluster, namespace: &str) -> (std::net::SocketAddr, Jo
     (address, tasks)
 }
 
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(super) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
     let looking = async {
         loop {
             if let Some(found) = look().await {
@@ -413,4 +417,32 @@ async fn what_another_server_is_at_work_on_is_left_alone() {
     more.scale.insert("web".parse().unwrap(), 2);
     assert_eq!(place.runtime.adopt(&[more]).await.unwrap(), []);
     assert_eq!(place.up().await, ["v1 web.1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn kubelets_get_a_credential_that_was_changed_without_a_restart() {
+    let place = Namespaced::new().await;
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> = place.api();
+    let source = |auth: &str| {
+        let config = json!({"auths": {"registry.test": {"auth": auth}, "other.test": {"auth": "secret"}}});
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "credentials"},
+            "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": config.to_string()}})
+    };
+    let hosts = ("registry.test".parse().unwrap(), host());
+    let pull = PullSecret::new(&place.cluster, &place.namespace, "hephy-pull", hosts);
+    let (cluster, namespace) = (place.cluster.clone(), place.namespace.clone());
+    let mut following = JoinSet::new();
+    following.spawn(async move { pull.follow(&cluster, &namespace, "credentials").await });
+    for auth in ["YTpi", "YTpj"] {
+        let params = PatchParams::apply("test").force();
+        secrets.patch("credentials", &params, &Patch::Apply(source(auth))).await.unwrap();
+        let wanted = json!({"auths": {REGISTRY: {"auth": auth}}}).to_string();
+        eventually("copied", async || {
+            let copy = secrets.get_opt("hephy-pull").await.unwrap()?;
+            let config = copy.data?.remove(".dockerconfigjson")?;
+            (config.0 == wanted.as_bytes()).then_some(())
+        })
+        .await;
+    }
 }
