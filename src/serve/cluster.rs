@@ -45,6 +45,9 @@ use crate::store::KubernetesStore;
 /// How long the server's own token for its registry is good; longer than any run of it.
 const TOKEN_LIFE: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// How long connections are still taken after a signal, until every node knows that this server goes.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// How long what a build may write with is good for, beyond the build's own limit.
 const TICKET_SLACK: Duration = Duration::from_secs(600);
 
@@ -179,6 +182,10 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     })));
     signals.next().await;
     readiness.set(false);
+    tokio::select! {
+        () = tokio::time::sleep(LINGER) => {}
+        () = signals.next() => {}
+    }
     tokio::select! {
         () = services.drain(&server, settings.drain, &tell) => {}
         () = signals.next() => {}

@@ -163,7 +163,18 @@ pub(super) fn enter() -> Result<(), SandboxError> {
     if let Some(why) = lacking() {
         return Err(SandboxError::Reported(why));
     }
-    nix::sys::prctl::set_child_subreaper(true).doing(|| "adopt what steps leave behind".to_owned())
+    adopt_orphans()
+}
+
+/// Makes this process the parent of what its children leave behind.
+///
+/// A process that qemu emulates cannot be that: what a step leaves behind is then not ended with the step, but with the
+/// container.
+fn adopt_orphans() -> Result<(), SandboxError> {
+    match nix::sys::prctl::set_child_subreaper(true) {
+        Err(nix::errno::Errno::EINVAL) => Ok(()),
+        adopted => adopted.doing(|| "adopt what steps leave behind".to_owned()),
+    }
 }
 
 /// The time that a file changed now would have.

@@ -56,7 +56,7 @@ pub(super) fn run(start: &Start<'_>) -> ! {
 
 fn begin(start: &Start<'_>) -> Result<Pid, SandboxError> {
     let doing = || "bind the step to its worker".to_owned();
-    nix::sys::prctl::set_child_subreaper(true).doing(doing)?;
+    super::adopt_orphans()?;
     nix::sys::prctl::set_pdeathsig(END).doing(doing)?;
     let program = Program::new(start.step)?;
     let supervisor = nix::unistd::getpid();
