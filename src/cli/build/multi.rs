@@ -153,8 +153,8 @@ fn asked(arguments: &BuildArguments) -> Result<Asked, String> {
     let mut platforms = multi.multi_platform.clone();
     let mut sorted = platforms.clone();
     sorted.sort();
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("`--multi-platform` has {} twice", pair[0]));
+    if let Some([twice, _]) = sorted.array_windows().find(|[one, other]| one == other) {
+        return Err(format!("`--multi-platform` has {twice} twice"));
     }
     if platforms.is_empty() && driver != DriverChoice::Ci {
         platforms.push(arguments.custom_platform.clone().unwrap_or_else(Platform::native));
@@ -203,7 +203,7 @@ pub(super) fn run(arguments: &BuildArguments) -> ExitCode {
         arguments.kaniko.image_format = ImageFormat::Docker;
     }
     let built = match asked.driver {
-        DriverChoice::Local => local(&arguments, &asked, runtime),
+        DriverChoice::Local => local(&arguments, &asked, &runtime),
         DriverChoice::K8s => runtime.block_on(async {
             let images = kubernetes::build(&arguments, &asked).await?;
             conclude(&arguments, &asked, &images).await
@@ -221,7 +221,11 @@ pub(super) fn run(arguments: &BuildArguments) -> ExitCode {
 }
 
 /// Builds here what runs here.
-fn local(arguments: &BuildArguments, asked: &Asked, runtime: tokio::runtime::Runtime) -> Result<(), Refusal> {
+fn local(
+    arguments: &BuildArguments,
+    asked: &Asked,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<(), Refusal> {
     let native = Platform::native();
     let mut foreign = Vec::new();
     for platform in asked.platforms.iter().filter(|platform| **platform != native && !arguments.force) {

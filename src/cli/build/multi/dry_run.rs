@@ -89,7 +89,7 @@ async fn takes(arguments: &BuildArguments, destination: &crate::oci::Reference) 
     });
     let target = Target::Digest(probe.digest());
     match client.push_manifest(repository, &target, &probe).await {
-        Ok(_) => {
+        Ok(()) => {
             // Where nothing may be deleted, three lines of JSON without a tag stay.
             drop(client.delete_manifest(repository, &target).await);
             tell(&format!("{repository}: takes OCI manifests"));

@@ -24,20 +24,20 @@ use crate::oci::Platform;
 #[derive(Debug, Clone, Default, Args)]
 pub struct JobArguments {
     /// With --driver=k8s: the namespace of the Jobs [default: that of the context, or of this pod]
-    #[arg(long, value_name = "NAMESPACE")]
-    pub k8s_namespace: Option<String>,
+    #[arg(long = "k8s-namespace", value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
     /// With --driver=k8s: the image of hephy that the Jobs run [default: that of this pod]
-    #[arg(long, env = "HEPHY_IMAGE", value_name = "IMAGE")]
-    pub k8s_image: Option<String>,
+    #[arg(long = "k8s-image", env = "HEPHY_IMAGE", value_name = "IMAGE")]
+    pub image: Option<String>,
     /// With --driver=k8s: a Secret of type kubernetes.io/dockerconfigjson that the Jobs reach registries with
-    #[arg(long, value_name = "SECRET")]
-    pub k8s_registry_secret: Option<String>,
+    #[arg(long = "k8s-registry-secret", value_name = "SECRET")]
+    pub registry_secret: Option<String>,
     /// With --driver=k8s: a Secret that the image of the Jobs is pulled with; may be repeated
-    #[arg(long, value_name = "SECRET")]
-    pub k8s_pull_secret: Vec<String>,
+    #[arg(long = "k8s-pull-secret", value_name = "SECRET")]
+    pub pull_secret: Vec<String>,
     /// With --driver=k8s: a label that the nodes have besides their architecture; may be repeated
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub k8s_node_selector: Vec<String>,
+    #[arg(long = "k8s-node-selector", value_name = "NAME=VALUE")]
+    pub node_selector: Vec<String>,
 }
 
 /// Flags with a value that an engine in a Job is told as they were given here.
@@ -76,7 +76,7 @@ pub(super) async fn build(arguments: &BuildArguments, asked: &Asked) -> Result<V
     let fetched = contexts.fetch(&spool, &super::client(arguments)?).await.map_err(of_failure)?;
     let dockerfile = fetched.main.dockerfile.clone().unwrap_or(arguments.dockerfile.clone());
     let request =
-        BuildRequest { context: fetched.main.directory.clone(), dockerfile, ..request(arguments, asked)? };
+        BuildRequest { context: fetched.main.directory.clone(), dockerfile, ..request(arguments, asked) };
     let cancel = CancellationToken::new();
     let signals = tokio::spawn(cancel_on_signals(cancel.clone()));
     let (lines, mut received) = mpsc::channel::<(String, String)>(256);
@@ -151,22 +151,22 @@ pub(super) async fn driver(arguments: &BuildArguments) -> Result<KubernetesDrive
     let cluster = Cluster::connect(None, None).await;
     let cluster = cluster.map_err(|error| platform_error(chain(&error).join(": ")))?;
     let jobs = &arguments.multi.kubernetes;
-    let namespace = jobs.k8s_namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
-    let image = match &jobs.k8s_image {
+    let namespace = jobs.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
+    let image = match &jobs.image {
         Some(image) => image.clone(),
         None => own_image(&cluster).await.ok_or_else(|| {
             Refusal::from("which image do the Jobs run? Give `--k8s-image REGISTRY/hephy:VERSION`".to_owned())
         })?,
     };
     let mut node_selector = BTreeMap::new();
-    for text in &jobs.k8s_node_selector {
+    for text in &jobs.node_selector {
         let (name, value) =
             text.split_once('=').ok_or_else(|| format!("`--k8s-node-selector {text}`: it is NAME=VALUE"))?;
         node_selector.insert(name.to_owned(), value.to_owned());
     }
     let config = JobConfig {
-        docker_config_secret: jobs.k8s_registry_secret.clone(),
-        image_pull_secrets: jobs.k8s_pull_secret.clone(),
+        docker_config_secret: jobs.registry_secret.clone(),
+        image_pull_secrets: jobs.pull_secret.clone(),
         isolation: isolation(arguments.isolation).map(ToOwned::to_owned),
         node_selector,
         resources: resources(arguments),
@@ -260,7 +260,7 @@ fn refuse_what_stays_here(arguments: &BuildArguments) -> Result<(), String> {
     }
 }
 
-fn request(arguments: &BuildArguments, asked: &Asked) -> Result<BuildRequest, String> {
+fn request(arguments: &BuildArguments, asked: &Asked) -> BuildRequest {
     let random: u64 = rand::random();
     let labels = arguments.label.iter().map(|label| match label.split_once('=') {
         Some((name, value)) => (name.to_owned(), value.to_owned()),
@@ -274,11 +274,13 @@ fn request(arguments: &BuildArguments, asked: &Asked) -> Result<BuildRequest, St
     let mut destinations = arguments.destination.clone();
     if asked.publishes {
         // The index has the tag.
-        destinations.iter_mut().for_each(|destination| destination.tag = None);
+        for destination in &mut destinations {
+            destination.tag = None;
+        }
     } else {
         destinations = destinations.into_iter().map(crate::build::with_default_tag).collect();
     }
-    Ok(BuildRequest {
+    BuildRequest {
         name: format!("build-{random:016x}"),
         directory: std::path::PathBuf::new(),
         context: std::path::PathBuf::new(),
@@ -298,7 +300,7 @@ fn request(arguments: &BuildArguments, asked: &Asked) -> Result<BuildRequest, St
         compression: arguments.compression,
         machine: None,
         flags: Vec::new(),
-    })
+    }
 }
 
 /// What an engine in a Job is told besides.
