@@ -76,7 +76,11 @@ impl Engine {
         Ok(())
     }
 
-    fn text(&self) -> Result<Vec<u8>, EngineError> {
+    /// What is in the Dockerfile.
+    pub(super) fn text(&self) -> Result<Vec<u8>, EngineError> {
+        if let Some(text) = &self.options.dockerfile_text {
+            return Ok(text.clone());
+        }
         let name = self.options.dockerfile.display();
         let text = read_text(&self.options.context.join(&self.options.dockerfile))?;
         text.ok_or_else(|| EngineError::Wrong(format!("there is no `{name}` in the context")))

@@ -214,3 +214,31 @@ pub(super) fn add_step(add: &Add) -> CopyStep<'_> {
         elsewhere: Some(add.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_is_absolute_and_keeps_the_slash_that_says_directory() {
+        for (text, expected) in [
+            ("/a", "/a"),
+            ("/a/", "/a/"),
+            ("b", "/w/b"),
+            ("b/", "/w/b/"),
+            (".", "/w/"),
+            ("./", "/w/"),
+            ("b/.", "/w/b/"),
+            ("..", "/"),
+            ("/", "/"),
+        ] {
+            assert_eq!(destination(text, "/w"), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_copy_with_chmod_is_not_linked() {
+        let mode = "0755".to_owned();
+        assert!(is_linked(true, None) && !is_linked(true, Some(&mode)) && !is_linked(false, None));
+    }
+}

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::base::{Bases, ResolvedBase};
 use crate::build::capture::Capture;
-use crate::build::context::{Context, read_text};
+use crate::build::context::Context;
 use crate::build::driver::{
     BuildFailure, BuildLimits, BuiltLayer, CacheUse, LayerOrigin, Location, NetworkMode,
 };
@@ -52,6 +52,8 @@ pub struct BuildOptions {
     pub named: BTreeMap<String, NamedContext>,
     /// The Dockerfile, relative to the context or absolute.
     pub dockerfile: PathBuf,
+    /// What is in it, if it is no file: then its name is for people.
+    pub dockerfile_text: Option<Vec<u8>>,
     /// The platform of the image.
     pub platform: Platform,
     /// The stage to build; the last one if absent.
@@ -336,11 +338,7 @@ impl Engine {
     }
 
     pub(super) fn parse(&self) -> Result<Dockerfile, EngineError> {
-        let path = self.options.context.join(&self.options.dockerfile);
-        let name = self.options.dockerfile.display().to_string();
-        let text = read_text(&path)?
-            .ok_or_else(|| EngineError::Wrong(format!("there is no `{name}` in the context")))?;
-        Ok(dockerfile::parse(&text, &name)?)
+        Ok(dockerfile::parse(&self.text()?, &self.options.dockerfile.display().to_string())?)
     }
 
     /// Tells what is odd about a Dockerfile and changes nothing.

@@ -24,13 +24,36 @@ pub(crate) enum UserError {
     /// No such group.
     #[error("the image has no group `{0}` in /etc/group")]
     Group(String),
+    /// An id that this isolation cannot give.
+    #[error("`{text}` is the id {id}, and a sandbox has those from 0 to {max} only: choose one of them")]
+    Id {
+        /// As the Dockerfile says.
+        text: String,
+        /// The id.
+        id: u32,
+        /// The largest.
+        max: u32,
+    },
 }
 
 /// The two files of an image; empty where it has none.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Accounts {
     pub(crate) passwd: Vec<u8>,
     pub(crate) group: Vec<u8>,
+    /// The largest id that a process or a file can have.
+    pub(crate) max_id: u32,
+}
+
+/// The largest id of this process's user namespace, as the text of `/proc/self/uid_map` says.
+pub(crate) fn max_id(uid_map: &str) -> u32 {
+    let end = |line: &str| {
+        let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().ok());
+        let (first, _, count) = (fields.next()??, fields.next()??, fields.next()??);
+        (first + count).checked_sub(1)
+    };
+    let max = uid_map.lines().filter_map(end).max();
+    max.and_then(|max| u32::try_from(max).ok()).unwrap_or(u32::MAX)
 }
 
 struct PasswdLine<'a> {
@@ -64,6 +87,7 @@ impl Accounts {
         if !groups.contains(&gid) {
             groups.push(gid);
         }
+        self.check(text, [uid, gid])?;
         let home = line.map_or("/", |line| line.home);
         let home = if home.is_empty() { "/" } else { home }.to_owned();
         Ok(ImageUser { uid, gid, groups, home })
@@ -84,7 +108,15 @@ impl Accounts {
             Some("") => 0,
             Some(group) => self.gid(group)?,
         };
+        self.check(text, [uid, gid])?;
         Ok((uid, gid))
+    }
+
+    fn check(&self, text: &str, ids: [u32; 2]) -> Result<(), UserError> {
+        match ids.into_iter().find(|id| *id > self.max_id) {
+            Some(id) => Err(UserError::Id { text: text.to_owned(), id, max: self.max_id }),
+            None => Ok(()),
+        }
     }
 
     fn gid(&self, group: &str) -> Result<u32, UserError> {
@@ -139,6 +171,7 @@ mod tests {
                 b"root:x:0:0:root:/root:/bin/sh\n\xff:x:9:9::/:/\napp:x:1000:1001:App:/home/app:/bin/sh\n"
                     .to_vec(),
             group: b"root:x:0:\nstaff:x:50:app,other\napp:x:1001:\nadm:x:4:app".to_vec(),
+            max_id: 65_535,
         }
     }
 
@@ -162,6 +195,7 @@ mod tests {
         let accounts = Accounts {
             passwd: b"7:x:1000:1001::/seven:/bin/sh\nseven:x:7:8::/:/bin/sh".to_vec(),
             group: b"7:x:1002:".to_vec(),
+            max_id: u32::MAX,
         };
         let user = accounts.user(Some("7:7")).unwrap();
         assert_eq!((user.uid, user.gid), (7, 7));
@@ -170,10 +204,24 @@ mod tests {
     }
 
     #[test]
+    fn an_id_that_the_sandbox_does_not_have_is_named() {
+        let id = |text: &str, id| Err(UserError::Id { text: text.to_owned(), id, max: 65_535 });
+        assert_eq!(accounts().owner("70000"), id("70000", 70_000));
+        assert_eq!(accounts().owner("app:65536"), id("app:65536", 65_536));
+        assert_eq!(user("65535:65535").unwrap().0, 65_535);
+        assert_eq!(accounts().user(Some("65536")).unwrap_err(), id("65536", 65_536).unwrap_err());
+        assert_eq!(max_id("         0     100000      65536\n"), 65_535);
+        assert_eq!(max_id("0 1000 1\n1 100000 65535\n"), 65_535);
+        assert_eq!(max_id("         0          0 4294967295\n"), u32::MAX - 1);
+        assert_eq!(max_id(""), u32::MAX);
+    }
+
+    #[test]
     fn names_that_the_image_does_not_have_are_errors() {
         assert_eq!(user("nobody"), Err(UserError::User("nobody".to_owned())));
         assert_eq!(user("app:wheel"), Err(UserError::Group("wheel".to_owned())));
-        assert_eq!(Accounts::default().user(None).map(|user| (user.uid, user.home)), Ok((0, "/".to_owned())));
+        let nobody = Accounts { passwd: Vec::new(), group: Vec::new(), max_id: 0 };
+        assert_eq!(nobody.user(None).map(|user| (user.uid, user.home)), Ok((0, "/".to_owned())));
     }
 
     #[test]

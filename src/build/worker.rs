@@ -18,7 +18,7 @@ use crate::build::plain::{Kept, Plain};
 use crate::build::protocol::{
     CopyFrom, CopyRequest, Made, Request, Response, RunEnd, RunRequest, WorkerFailure,
 };
-use crate::build::user::{Accounts, UserError};
+use crate::build::user::{Accounts, UserError, max_id};
 use crate::layers::{
     self, DiffInput, LaidFiles, LayerStore, Lease, Look, Owner, Owners, Staged, TreeInfo, UnpackOptions,
 };
@@ -602,7 +602,8 @@ pub(super) fn accounts(root: &layers::Root) -> Result<Accounts, WorkerError> {
     let read = |path: &str| {
         Ok::<_, WorkerError>(root.read(Path::new(path), MAX_ACCOUNTS_BYTES)?.unwrap_or_default())
     };
-    Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
+    let max_id = max_id(&std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default());
+    Ok(Accounts { passwd: read("/etc/passwd")?, group: read("/etc/group")?, max_id })
 }
 
 fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd, WorkerError> {

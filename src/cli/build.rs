@@ -8,7 +8,7 @@ mod report;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +29,7 @@ use crate::build::{
 pub use check::{CheckArguments, CheckFormat};
 pub use context::ContextArguments;
 
+use crate::dockerfile::MAX_FILE_BYTES;
 use crate::model::PlatformImage;
 use crate::oci::{Digest, Platform, Reference};
 use crate::sandbox::ladder::{Circumstances, Rung, Wish, choose};
@@ -65,7 +66,7 @@ pub struct BuildArguments {
     /// Whether to check instead of building
     #[command(flatten)]
     pub check: CheckArguments,
-    /// The Dockerfile, relative to the context or absolute
+    /// The Dockerfile, relative to the context or absolute; `-` is standard input
     #[arg(short = 'f', long, value_name = "FILE", default_value = "Dockerfile")]
     pub dockerfile: PathBuf,
     /// Where the image is pushed, as in HOST:PORT/REPOSITORY:TAG; may be repeated
@@ -337,7 +338,11 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
     if let Some(refusal) = arguments.kaniko.refusal() {
         return Err(refusal.into());
     }
-    let context = arguments.context.contexts(arguments.registry.docker_config_stdin)?;
+    let is_typed = arguments.dockerfile == Path::new("-");
+    if is_typed && arguments.registry.docker_config_stdin {
+        return Err("standard input is the Dockerfile or the credentials, not both".to_owned().into());
+    }
+    let context = arguments.context.contexts(arguments.registry.docker_config_stdin || is_typed)?;
     let outputs = [&arguments.tar_path, &arguments.oci_layout_path];
     let goes_nowhere = arguments.destination.is_empty() && outputs.iter().all(|output| output.is_none());
     if goes_nowhere && !arguments.no_push && !arguments.check.check {
@@ -378,7 +383,8 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         // Known when it is here.
         context: PathBuf::new(),
         named: BTreeMap::new(),
-        dockerfile: arguments.dockerfile.clone(),
+        dockerfile: if is_typed { STANDARD_INPUT.into() } else { arguments.dockerfile.clone() },
+        dockerfile_text: if is_typed { Some(typed()?) } else { None },
         platform,
         target: arguments.target.clone(),
         build_args,
@@ -406,6 +412,20 @@ fn options(arguments: &BuildArguments) -> Result<(BuildOptions, Contexts), Refus
         tar: arguments.tar_path.clone(),
     };
     Ok((options, context))
+}
+
+/// How a Dockerfile on standard input is called.
+const STANDARD_INPUT: &str = "<stdin>";
+
+/// A Dockerfile on standard input.
+fn typed() -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    let read = io::stdin().lock().take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut text);
+    read.map_err(|error| format!("the Dockerfile on standard input: {error}"))?;
+    if text.len() > MAX_FILE_BYTES {
+        return Err(format!("the Dockerfile on standard input has more than {MAX_FILE_BYTES} bytes"));
+    }
+    Ok(text)
 }
 
 /// The places given, or else the mirror of the `hephy up` that keeps its data here: what `hephy base` made is there.

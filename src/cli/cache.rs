@@ -39,6 +39,9 @@ enum Action {
         /// Remove what was not used for so long, as in `7d`
         #[arg(long, value_name = "DURATION")]
         keep_for: Option<Span>,
+        /// Do the same to the cache mounts of RUN, by themselves
+        #[arg(long)]
+        mounts: bool,
         /// For people or for programs
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
@@ -85,8 +88,8 @@ fn act(data: &Path, action: &Action) -> Result<String, String> {
                 Format::Text => show(&stored),
             })
         }
-        Action::Prune { keep_size, keep_for, format } => {
-            let policy = policy(*keep_size, *keep_for);
+        Action::Prune { keep_size, keep_for, mounts, format } => {
+            let policy = PrunePolicy { mounts: *mounts, ..policy(*keep_size, *keep_for) };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
             let pruned = runtime.block_on(prune(&layers, &ids, policy)).map_err(|failure| told(&failure))?;
@@ -101,7 +104,7 @@ fn act(data: &Path, action: &Action) -> Result<String, String> {
 fn policy(keep_size: Option<Size>, keep_for: Option<Span>) -> PrunePolicy {
     let max_age: Option<Duration> = keep_for.map(|span| span.0);
     let max_bytes = keep_size.map(|size| size.0).or(max_age.is_none().then_some(0));
-    PrunePolicy { max_bytes, max_age }
+    PrunePolicy { max_bytes, max_age, mounts: false }
 }
 
 fn told(failure: &BuildFailure) -> String {
@@ -116,17 +119,23 @@ fn told(failure: &BuildFailure) -> String {
 
 fn show(stored: &Stored) -> String {
     format!(
-        "layers      {:>6}  {}\ncompressed  {:>6}  {}",
+        "layers      {:>6}  {}\ncompressed  {:>6}  {}\nmounts      {:>6}  {}",
         stored.trees,
         size(stored.tree_bytes),
         stored.blobs,
-        size(stored.blob_bytes)
+        size(stored.blob_bytes),
+        stored.mounts,
+        size(stored.mount_bytes)
     )
 }
 
 fn removed(pruned: &Pruned) -> String {
-    let Pruned { trees, blobs, bytes, .. } = pruned;
-    format!("Removed {trees} layers and {blobs} compressed ones: {}", size(*bytes))
+    let Pruned { trees, blobs, bytes, mount_bytes, .. } = pruned;
+    let mounts = match mount_bytes {
+        0 => String::new(),
+        bytes => format!("; cache mounts: {}", size(*bytes)),
+    };
+    format!("Removed {trees} layers and {blobs} compressed ones: {}{mounts}", size(*bytes))
 }
 
 #[cfg(test)]
@@ -135,9 +144,9 @@ mod tests {
 
     #[test]
     fn without_a_limit_all_that_is_unused_goes_and_with_an_age_only_what_is_old() {
-        assert_eq!(policy(None, None), PrunePolicy { max_bytes: Some(0), max_age: None });
+        assert_eq!(policy(None, None), PrunePolicy { max_bytes: Some(0), ..PrunePolicy::default() });
         let week = Duration::from_secs(7 * 24 * 3600);
-        let old = PrunePolicy { max_bytes: None, max_age: Some(week) };
+        let old = PrunePolicy { max_age: Some(week), ..PrunePolicy::default() };
         assert_eq!(policy(None, Some(Span(week))), old);
         assert_eq!(policy(Some(Size(5)), Some(Span(week))), PrunePolicy { max_bytes: Some(5), ..old });
     }

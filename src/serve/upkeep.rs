@@ -69,7 +69,11 @@ impl Upkeep {
         if let Err(error) = self.tidy_repositories().await {
             tracing::error!(error = %Chain(&error), "the repositories are not tidied: the apps cannot be read");
         }
-        let policy = PrunePolicy { max_bytes: Some(self.cache_bytes), max_age: Some(CACHE_AGE) };
+        let policy = PrunePolicy {
+            max_bytes: Some(self.cache_bytes),
+            max_age: Some(CACHE_AGE),
+            ..PrunePolicy::default()
+        };
         match build::prune(&self.layers, &self.ids, policy).await {
             Ok(pruned) => tracing::info!(?pruned, "the layer store is pruned"),
             Err(failure) => tracing::error!(?failure, "the layer store cannot be pruned"),

@@ -15,6 +15,7 @@ mod leases;
 mod publish;
 mod registry;
 mod examples;
+mod fuzz;
 mod machine;
 mod ordinary_user;
 mod push;

@@ -211,3 +211,37 @@ fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
     std::fs::File::open(path)?.take(MAX_SECRET_BYTES + 1).read_to_end(&mut content)?;
     Ok(content)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(source: SecretSource) -> Result<Vec<u8>, String> {
+        read_secret("token".to_owned(), source).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_read_up_to_its_limit_and_no_error_has_a_word_of_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = SecretSource::File(file.path().to_owned());
+        let most = usize::try_from(MAX_SECRET_BYTES).unwrap();
+        std::fs::write(file.path(), vec![b'z'; most]).unwrap();
+        assert_eq!(read(source.clone()).await.unwrap().len(), most);
+        std::fs::write(file.path(), vec![b'z'; most + 1]).unwrap();
+        let error = read(source).await.unwrap_err();
+        assert!(error.contains("`token`") && error.contains("500 KiB") && !error.contains("zzz"), "{error}");
+        let error = read(SecretSource::File("/nowhere/at/all".into())).await.unwrap_err();
+        assert!(error.contains("`token`") && error.contains("/nowhere/at/all"), "{error}");
+        let error = read(SecretSource::Environment("HEPHY_NO_SUCH".to_owned())).await.unwrap_err();
+        assert!(error.contains("`HEPHY_NO_SUCH` is not set"), "{error}");
+    }
+
+    #[test]
+    fn what_was_not_given_is_told_with_its_flag_and_its_place() {
+        let text = not_given("SSH agent", "default", "/run/x");
+        assert!(
+            text.contains("`default`") && text.contains("`--ssh`") && text.contains("`/run/x`"),
+            "{text}"
+        );
+    }
+}

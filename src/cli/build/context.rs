@@ -57,7 +57,7 @@ impl ContextArguments {
     /// What is to be fetched; an error is a sentence.
     pub(super) fn contexts(&self, stdin_is_taken: bool) -> Result<Contexts, String> {
         if stdin_is_taken && matches!(self.context.as_str(), "-" | "tar://stdin") {
-            return Err("standard input cannot be the context and the credentials".to_owned());
+            return Err("standard input cannot be the context and something else, too".to_owned());
         }
         let plain_http = std::env::var("GIT_PULL_METHOD").is_ok_and(|method| method == "http");
         let mut named = BTreeMap::new();

@@ -156,12 +156,25 @@ impl LayerStore {
         let mut gone = 0;
         for (used, bytes, path) in found {
             let old = max_age.is_some_and(|age| now.duration_since(used).unwrap_or_default() > age);
-            if (total > max_bytes || old) && self.remove_cache(&path)? {
+            // The size of one that was never let go is not known.
+            if (total > max_bytes || max_bytes == 0 || old) && self.remove_cache(&path)? {
                 total = total.saturating_sub(bytes);
                 gone += bytes;
             }
         }
         Ok(gone)
+    }
+
+    /// How many cache directories there are, and how large they were when they were let go.
+    pub(super) fn stored_caches(&self) -> Result<(u64, u64), StoreError> {
+        let (mut count, mut bytes) = (0, 0);
+        for path in super::usage::files(&self.caches())? {
+            if path.extension().is_none() {
+                count += 1;
+                bytes += read_json::<CacheRecord>(&record_of(&path))?.unwrap_or_default().bytes;
+            }
+        }
+        Ok((count, bytes))
     }
 
     /// Removes a directory, unless somebody uses it.

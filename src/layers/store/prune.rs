@@ -19,6 +19,9 @@ pub struct PrunePolicy {
     pub max_bytes: Option<u64>,
     /// Time since the last use.
     pub max_age: Option<Duration>,
+    /// Whether the same counts for cache mounts, by themselves.
+    #[serde(default)]
+    pub mounts: bool,
 }
 
 /// What was removed.
@@ -32,6 +35,9 @@ pub struct Pruned {
     pub records: u64,
     /// Bytes of trees and blobs.
     pub bytes: u64,
+    /// Bytes of cache mounts.
+    #[serde(default)]
+    pub mount_bytes: u64,
 }
 
 /// What there is.
@@ -45,6 +51,12 @@ pub struct Stored {
     pub blobs: u64,
     /// Their bytes.
     pub blob_bytes: u64,
+    /// Cache mounts.
+    #[serde(default)]
+    pub mounts: u64,
+    /// Their bytes, when each was last let go.
+    #[serde(default)]
+    pub mount_bytes: u64,
 }
 
 /// What is made aside and has no lock yet is not touched so soon.
@@ -70,6 +82,7 @@ impl LayerStore {
             stored.blobs += 1;
             stored.blob_bytes += path.metadata().map_or(0, |found| found.len());
         }
+        (stored.mounts, stored.mount_bytes) = self.stored_caches()?;
         Ok(stored)
     }
 
@@ -100,6 +113,9 @@ impl LayerStore {
                 pruned.bytes += item.bytes;
             }
             pruned.records = self.prune_records(policy, now)?;
+        }
+        if policy.mounts {
+            pruned.mount_bytes = self.prune_caches(policy.max_bytes.unwrap_or(u64::MAX), policy.max_age)?;
         }
         self.prune_left_over(now)?;
         Ok(pruned)

@@ -45,7 +45,7 @@ impl Fixture {
     }
 }
 
-const EVERYTHING: PrunePolicy = PrunePolicy { max_bytes: Some(0), max_age: None };
+const EVERYTHING: PrunePolicy = PrunePolicy { max_bytes: Some(0), max_age: None, mounts: false };
 
 #[test]
 fn a_tree_is_there_once_it_is_committed_and_not_before() {
@@ -163,10 +163,10 @@ fn the_longest_unused_go_first() {
         fixture.age(id, age);
     }
     let one = 1000 + 4096;
-    let policy = PrunePolicy { max_bytes: Some(2 * one), max_age: None };
+    let policy = PrunePolicy { max_bytes: Some(2 * one), ..PrunePolicy::default() };
     assert_eq!(fixture.store.prune(&policy).unwrap(), Pruned { trees: 1, bytes: one, ..Pruned::default() });
     assert_eq!(ids.map(|id| fixture.has(&id)), [true, false, true]);
-    let policy = PrunePolicy { max_bytes: None, max_age: Some(Duration::from_secs(30)) };
+    let policy = PrunePolicy { max_age: Some(Duration::from_secs(30)), ..PrunePolicy::default() };
     fixture.store.prune(&policy).unwrap();
     assert_eq!(ids.map(|id| fixture.has(&id)), [false, false, true]);
 }
@@ -200,7 +200,7 @@ fn steps_are_kept_by_key_and_by_age() {
     fixture.store.put_step(&key, b"two").unwrap();
     assert_eq!(fixture.store.step(&key).unwrap().as_deref(), Some(&b"two"[..]));
     assert!(matches!(fixture.store.put_step(&key, &vec![0; 2 << 20]), Err(StoreError::RecordSize(_))));
-    let policy = PrunePolicy { max_bytes: None, max_age: Some(Duration::ZERO) };
+    let policy = PrunePolicy { max_age: Some(Duration::ZERO), ..PrunePolicy::default() };
     assert_eq!(fixture.store.prune(&policy).unwrap().records, 1);
     assert_eq!(fixture.store.step(&key).unwrap(), None);
 }

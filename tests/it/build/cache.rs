@@ -57,3 +57,20 @@ fn what_a_running_build_uses_stays() {
     .unwrap();
     assert_eq!(build.wait().unwrap().code(), Some(130));
 }
+
+#[test]
+fn cache_mounts_are_shown_and_go_only_when_that_is_asked() {
+    let place = Place::new();
+    let fill = "FROM busybox:1\nRUN --mount=type=cache,target=/c head -c 300000 /dev/zero > /c/f\n";
+    place.build(fill).ok();
+    let stored: Stored = cache(&place, &["show"]);
+    assert!(stored.mounts == 1 && stored.mount_bytes >= 300_000, "{stored:?}");
+    let kept: Pruned = cache(&place, &["prune"]);
+    assert_eq!(kept.mount_bytes, 0);
+    assert_eq!(cache::<Stored>(&place, &["show"]).mounts, 1);
+    let young: Pruned = cache(&place, &["prune", "--mounts", "--keep-for", "1h"]);
+    assert_eq!(young.mount_bytes, 0);
+    let pruned: Pruned = cache(&place, &["prune", "--mounts"]);
+    assert_eq!(pruned.mount_bytes, stored.mount_bytes);
+    assert_eq!(cache::<Stored>(&place, &["show"]).mounts, 0);
+}

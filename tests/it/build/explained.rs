@@ -116,3 +116,38 @@ fn a_secret_that_was_not_given_is_told_once() {
     assert!(told[0].contains("`--secret`") && told[0].contains("/run/secrets/token"), "{told:?}");
     assert!(!notes(&place.build(dockerfile).ok()).iter().any(|note| note.contains("token")), "nothing ran");
 }
+
+#[test]
+fn an_id_that_no_sandbox_has_is_an_error_that_names_it() {
+    let place = Place::new();
+    place.file("f", "x");
+    for (dockerfile, line) in [
+        ("FROM busybox:1\nUSER 70000\nRUN true\n", 3),
+        ("FROM busybox:1\nCOPY --chown=70000 f /f\n", 2),
+        ("FROM busybox:1\nUSER 70000\nWORKDIR /made\n", 3),
+    ] {
+        let built = place.build(dockerfile);
+        let failure = built.app_failure();
+        assert!(failure.heading.contains("70000") && failure.heading.contains("65535"), "{failure:?}");
+        assert_eq!(failure.at.as_ref().map(|at| at.line), Some(line), "{failure:?}");
+    }
+}
+
+#[test]
+fn a_dockerfile_comes_from_standard_input() {
+    use std::io::Write as _;
+    let place = Place::new();
+    place.file("kept", "x").file("ignored", "x").file(".dockerignore", "ignored\nDockerfile\n.dockerignore");
+    let build = |text: &str| {
+        let mut command = place.command("FROM nowhere.invalid/not-this-one\n", &["-f", "-", "--no-push"]);
+        let mut engine = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        engine.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        place.built(engine.wait_with_output().unwrap())
+    };
+    let built = build("FROM busybox:1\nCOPY . /d\nRUN ls /d\n").ok();
+    assert_eq!(built.lines(), ["kept"]);
+    let failed = build("FROM busybox:1\nRUN exit 3\n");
+    assert_eq!(failed.app_failure().at.as_ref().unwrap().to_string(), "<stdin>:2");
+    let both = place.build_with("FROM scratch\n", &["-f", "-", "--docker-config-stdin"]);
+    assert_eq!(both.output.status.code(), Some(2));
+}
