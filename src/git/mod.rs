@@ -11,6 +11,7 @@ mod child;
 mod commit;
 mod error;
 mod objects;
+mod packs;
 mod pkt_line;
 mod quarantine;
 mod receive_pack;
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 
 pub use commit::{Commit, Entry, EntryKind, Exported, Survey};
 pub use error::{GitError, ReceiveError, UploadError};
+pub use packs::Pack;
 pub use quarantine::Quarantine;
 pub use receive_pack::{Command, Limits, Received, ReceivedPush, Reporter, Verdict, receive_pack, refuse};
 pub use repository::Repository;

@@ -122,7 +122,7 @@ impl Quarantine {
 }
 
 /// Waits while objects are being dropped, and keeps them from being dropped.
-fn shared(repository: &Repository) -> Result<File, GitError> {
+pub(super) fn shared(repository: &Repository) -> Result<File, GitError> {
     let lock = repository.lock_file()?;
     flock(&lock, FlockOperation::LockShared)
         .map_err(|error| GitError::io("lock", repository.path())(error.into()))?;

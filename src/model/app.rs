@@ -9,6 +9,7 @@ use super::{
     AppName, BuildNumber, CommitId, Kind, Object, ObjectName, ProcessType, RefMove, RefName, ReleaseNumber,
     UserName,
 };
+use crate::oci::Digest;
 
 /// An app: its people, its refs, its current release and who is working on it.
 ///
@@ -30,6 +31,9 @@ pub struct App {
     pub refs: BTreeMap<RefName, CommitId>,
     /// The commits whose parents the repository does not have (`git help shallow`).
     pub shallow: BTreeSet<CommitId>,
+    /// The manifest in the registry that lists the packs of its repository, where these are kept there. Whatever a ref or
+    /// a build names is in them: it is written before those are.
+    pub packs: Option<Digest>,
     /// The release that serves.
     pub current: Option<ReleaseNumber>,
     /// The number of the last build made.
@@ -76,6 +80,7 @@ impl App {
             collaborators: BTreeSet::new(),
             refs: BTreeMap::new(),
             shallow: BTreeSet::new(),
+            packs: None,
             current: None,
             last_build: 0,
             last_release: 0,

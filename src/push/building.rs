@@ -84,7 +84,9 @@ fn boot() -> Option<String> {
 /// What an earlier process of this boot wrote out stays: its engine may still be reading it, and would go on in an empty
 /// directory.
 async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), Ended> {
-    let (path, commit, context) = (stages.repository_path(&build.app), build.commit, context.to_owned());
+    let repository = stages.repository(&build.app).await;
+    let repository = repository.map_err(|error| Failure::platform("open the repository", &error))?;
+    let (commit, context) = (build.commit, context.to_owned());
     let exported = tokio::task::spawn_blocking(move || {
         let (aside, whole) = (context.with_extension("aside"), exported_in(&context));
         let in_boot = std::fs::read_to_string(&whole).ok();
@@ -99,8 +101,7 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
                 _ => {}
             }
         }
-        let exported = crate::git::Repository::open_or_create(&path)
-            .and_then(|repository| repository.commit(commit)?.export(&aside));
+        let exported = repository.commit(commit).and_then(|commit| commit.export(&aside));
         if let Err(error) = exported {
             // A full disk is less full then; what cannot be removed is by the next build of this number.
             drop(std::fs::remove_dir_all(&aside));

@@ -14,13 +14,17 @@ use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::watch;
 
-use crate::model::{AppName, BuildNumber, LogLine, PushEvent};
+use super::archive::{Archive, ArchiveError};
+use crate::model::{AppName, Build, BuildNumber, Chain, LogLine, PushEvent};
 
 /// The largest log that is kept, in bytes: what comes after is dropped, and the log says so.
 const MAX_LOG_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The longest text of one line, in bytes.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
+
+/// How long a build that has ended waits for its log to be in the archive.
+const ARCHIVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 type Key = (AppName, BuildNumber);
 
@@ -29,6 +33,7 @@ type Key = (AppName, BuildNumber);
 pub struct Logs {
     directory: PathBuf,
     running: Arc<Mutex<HashMap<Key, watch::Receiver<u64>>>>,
+    archive: Option<Archive>,
 }
 
 /// Writes one build's log; followers end when it is dropped.
@@ -53,7 +58,36 @@ impl Logs {
     /// Logs in `directory/<app>/<number>/log`.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, running: Arc::default() }
+        Self { directory, running: Arc::default(), archive: None }
+    }
+
+    /// The same, and those of builds that have ended also there, for other servers to find.
+    #[must_use]
+    pub fn archived(self, archive: Archive) -> Self {
+        Self { archive: Some(archive), ..self }
+    }
+
+    /// Puts the log of a build that ends into the archive. A log that is not there stops no build; the operator is told.
+    pub async fn keep(&self, build: &Build) {
+        let Some(archive) = &self.archive else { return };
+        let log = self.build_directory(&build.app, build.number).join("log");
+        let put = tokio::time::timeout(ARCHIVE_PATIENCE, archive.put(build, &log)).await;
+        let error = match put {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => Chain(&error).to_string(),
+            Err(elapsed) => elapsed.to_string(),
+        };
+        tracing::error!(app = %build.app, build = %build.number, error, "a build's log is not in the registry");
+    }
+
+    /// Gets the log of a build that has ended from the archive, unless it is here.
+    pub async fn fetch(&self, build: &Build) -> Result<(), ArchiveError> {
+        let Some(archive) = &self.archive else { return Ok(()) };
+        let log = self.build_directory(&build.app, build.number).join("log");
+        if build.outcome.is_some() && !tokio::fs::try_exists(&log).await? {
+            archive.get(build, &log).await?;
+        }
+        Ok(())
     }
 
     /// The directory of one build.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::{BuildLimits, Driver};
 use crate::config::address::Addresses;
+use crate::git::Repository;
 use crate::model::store::{self, Store};
 use crate::model::{
     App, AppName, Build, BuildState, Chain, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
@@ -21,6 +22,7 @@ use crate::model::{
 use crate::publish::{Place, Publisher};
 use crate::rollout::Runtime;
 
+mod archive;
 mod building;
 pub mod change;
 pub mod claim;
@@ -29,12 +31,15 @@ pub mod log;
 mod metrics;
 mod rolling;
 mod running;
+mod sources;
 mod unwritten;
 
+pub use archive::{Archive, ArchiveError};
 pub use failure::{Ended, Failure};
 pub use metrics::Metrics;
 pub use rolling::{current_version, version};
 pub use running::{Attached, Pushes};
+pub use sources::{Sources, SourcesError};
 
 use log::{LogWriter, Logs};
 
@@ -50,8 +55,8 @@ pub struct Stages {
     pub publisher: Publisher,
     /// The registry.
     pub place: Place,
-    /// The directory of the bare repositories.
-    pub repositories: PathBuf,
+    /// What was pushed.
+    pub sources: Sources,
     /// The builds' logs.
     pub logs: Logs,
     /// Where people reach things.
@@ -64,15 +69,20 @@ pub struct Stages {
 
 impl std::fmt::Debug for Stages {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stages").field("repositories", &self.repositories).finish_non_exhaustive()
+        f.debug_struct("Stages").field("sources", &self.sources).finish_non_exhaustive()
     }
 }
 
 impl Stages {
-    /// The repository of an app.
+    /// Where the repository of an app is.
     #[must_use]
     pub fn repository_path(&self, app: &AppName) -> PathBuf {
-        self.repositories.join(format!("{app}.git"))
+        self.sources.path(app)
+    }
+
+    /// The repository of an app, with everything that its object names.
+    pub async fn repository(&self, app: &AppName) -> Result<Repository, SourcesError> {
+        self.sources.open(&*self.store, app).await
     }
 }
 
@@ -144,10 +154,11 @@ async fn write_down(stages: &Stages, build: &Build, state: &BuildState) -> Resul
 }
 
 async fn detect(stages: &Stages, source: Source, log: &mut LogWriter) -> Result<Recipe, Ended> {
-    let path = stages.repository_path(&source.app);
+    let repository = stages.repository(&source.app).await;
+    let repository = repository.map_err(|error| Failure::platform("open the repository", &error))?;
     let detected = tokio::task::spawn_blocking(move || {
-        let commit = crate::git::Repository::open_or_create(&path)
-            .and_then(|repository| repository.commit(source.commit))
+        let commit = repository
+            .commit(source.commit)
             .map_err(|error| Failure::platform("read the pushed commit", &error))?;
         let survey = commit.survey().map_err(|error| Failure::platform("read the pushed files", &error))?;
         crate::detect::detect(&CommitTree(&commit), &survey.submodules, &survey.lfs_pointers, source)

@@ -146,6 +146,7 @@ impl Pushes {
             Outcome::Failed { fault: Fault::Platform, .. } => "platform_failed",
             Outcome::Cancelled { .. } => "cancelled",
         });
+        stages.logs.keep(&build).await;
         self.unwritten.conclude(stages, build, outcome).await;
         drop(running);
     }

@@ -31,7 +31,7 @@ use crate::model::{App, Chain, Secret};
 use crate::oci::{Host, NameError, RepositoryName};
 use crate::publish::{Access, Place, Publisher};
 use crate::push::log::Logs;
-use crate::push::{Metrics, Pushes, Stages};
+use crate::push::{Archive, Metrics, Pushes, Sources, Stages};
 use crate::receive::keys::{self, KeysError, Role};
 use crate::receive::{self, HostKey};
 use crate::registry::client::CredentialsError;
@@ -298,10 +298,10 @@ async fn stages(
         store: object_store,
         driver: Arc::new(driver),
         runtime: Arc::new(runtime),
-        publisher: Publisher::new(client, place.clone()),
+        publisher: Publisher::new(client.clone(), place.clone()),
+        sources: Sources::shared(settings.data.join("repositories"), client.clone(), place.clone()),
+        logs: Logs::new(settings.data.join("builds")).archived(Archive::new(client, place.clone())),
         place,
-        repositories: settings.data.join("repositories"),
-        logs: Logs::new(settings.data.join("builds")),
         addresses: given.addresses(),
         limits: BuildLimits { time: settings.build_timeout, memory_bytes: None, cpus: None },
         metrics: Metrics::default(),

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::Server;
 use super::people::Person;
-use crate::git::{self, Limits, Received, Refs, Repository, Shown};
+use crate::git::{self, Limits, Received, Refs, Shown};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, AppName, Chain, ObjectName, PushEvent, RefName};
 use crate::receive::{Output, Session};
@@ -32,16 +32,13 @@ pub(super) async fn upload(server: &Server, session: Session, name: &AppName) ->
     let Session { user, mut stdout, mut stderr, stdin, environment, .. } = session;
     let refused = match permitted(server, &user, name).await {
         Ok(Permitted::Existing(app)) => {
-            let path = server.stages().repository_path(name);
             let protocol = environment.git_protocol;
             let idle = Duration::from_secs(600);
-            let opened = tokio::task::spawn_blocking(move || Repository::open_or_create(&path)).await;
-            let repository = match opened {
-                Ok(Ok(repository)) => repository,
-                Ok(Err(error)) => {
+            let repository = match server.stages().repository(name).await {
+                Ok(repository) => repository,
+                Err(error) => {
                     return refuse(&mut stdout, &platform_lines("open the repository", &error)).await;
                 }
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
             };
             let head = deploy_branch(server.settings().deploy_branch.as_deref(), &app.refs);
             let shown = Shown { refs: &app.refs, head: &head, protocol: protocol.as_deref(), idle };
@@ -94,11 +91,9 @@ pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -
         Ok(person) => person,
         Err(error) => return refuse(&mut stdout, &platform_lines("read the user", &error)).await,
     };
-    let path = server.stages().repository_path(name);
-    let repository = match tokio::task::spawn_blocking(move || Repository::open_or_create(&path)).await {
-        Ok(Ok(repository)) => repository,
-        Ok(Err(error)) => return refuse(&mut stdout, &platform_lines("open the repository", &error)).await,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    let repository = match server.stages().repository(name).await {
+        Ok(repository) => repository,
+        Err(error) => return refuse(&mut stdout, &platform_lines("open the repository", &error)).await,
     };
     let refs = app.as_ref().map_or_else(Refs::new, |app| app.refs.clone());
     let limits = Limits { max_pack_bytes: server.settings().max_pack_bytes, ..Limits::default() };

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::config::address::Addresses;
 use crate::config::server::Settings;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{Build, LogLine, Outcome};
+use crate::model::{Build, Chain, LogLine, Outcome};
 use crate::push::log::LogReader;
 use crate::push::{Pushes, Stages};
 use crate::receive::{Command, Handler, Session};
@@ -124,10 +124,13 @@ impl Server {
         mode: impl FnOnce(LogReader) -> LogReader + Send + 'static,
     ) -> mpsc::Receiver<LogLine> {
         let (lines, received) = mpsc::channel(64);
-        let (logs, app, number) = (self.stages().logs.clone(), build.app.clone(), build.number);
+        let (logs, build) = (self.stages().logs.clone(), build.clone());
         // Ends with the log, or when nobody receives.
         tokio::spawn(async move {
-            let reader = logs.read(&app, number, after).await;
+            if let Err(error) = logs.fetch(&build).await {
+                tracing::error!(app = %build.app, build = %build.number, error = %Chain(&error), "a build's log cannot be fetched");
+            }
+            let reader = logs.read(&build.app, build.number, after).await;
             let Ok(Some(reader)) = reader else { return };
             let mut reader = mode(reader);
             while let Ok(Some(line)) = reader.next().await {

@@ -25,7 +25,7 @@ use crate::model::{App, Chain, Fingerprint, PublicKey, UserName};
 use crate::oci::{Host, Platform, Reference};
 use crate::publish::{Place, Publisher};
 use crate::push::log::Logs;
-use crate::push::{Metrics, Pushes, Stages};
+use crate::push::{Metrics, Pushes, Sources, Stages};
 use crate::receive::keys::KeysError;
 use crate::receive::{self, HostKey, HostKeyError};
 use crate::registry::client::{Client, CredentialsError};
@@ -325,7 +325,7 @@ fn stages(
         runtime: Arc::new(runtime),
         publisher: Publisher::new(client, place.clone()),
         place,
-        repositories: data.join("repositories"),
+        sources: Sources::local(data.join("repositories")),
         logs: Logs::new(data.join("builds")),
         addresses: addresses.clone(),
         limits: BuildLimits {

@@ -8,11 +8,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::build;
-use crate::git::{GitError, Repository};
 use crate::layers::PrunePolicy;
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{App, Build, BuildState, Chain, CommitId, Release, ReleaseState};
-use crate::push::Stages;
+use crate::push::{SourcesError, Stages};
 use crate::registry::server::{Keep, Server};
 use crate::sandbox::IdMap;
 
@@ -98,13 +97,11 @@ impl Upkeep {
         Ok(())
     }
 
-    async fn tidy(&self, app: &App, ids: Vec<CommitId>) -> Result<bool, GitError> {
-        let path = self.stages.repository_path(&app.name);
-        if !path.exists() {
+    async fn tidy(&self, app: &App, ids: Vec<CommitId>) -> Result<bool, SourcesError> {
+        if !self.stages.repository_path(&app.name).exists() {
             return Ok(false);
         }
-        let opened = tokio::task::spawn_blocking(move || Repository::open_or_create(&path)).await;
-        opened.map_err(|_| GitError::Stopped)??.tidy(ids).await
+        Ok(self.stages.repository(&app.name).await?.tidy(ids).await?)
     }
 }
 
@@ -124,7 +121,8 @@ async fn keep(store: &dyn Store) -> Result<Keep, StoreError> {
             BuildState::Published { index, .. } if build.outcome.is_none() => Some(index.digest),
             _ => None,
         });
-    let releases = runnable.map(|release| release.index.digest).chain(published).collect();
+    let packs = store::list::<App>(store, "").await?.into_iter().filter_map(|app| app.packs);
+    let releases = runnable.map(|release| release.index.digest).chain(published).chain(packs).collect();
     Ok(Keep { releases, grace: GRACE, cache_age: CACHE_AGE })
 }
 

@@ -224,6 +224,7 @@ fn apps() -> Vec<App> {
         collaborators: BTreeSet::from(["bob".parse().unwrap()]),
         refs: BTreeMap::from([(RefName::branch("main").unwrap(), source().commit)]),
         shallow: BTreeSet::from([source().commit]),
+        packs: Some(Digest::of(b"packs")),
         current: Some(ReleaseNumber(4)),
         last_build: 7,
         last_release: 5,

@@ -23,5 +23,6 @@ mod store_conformance;
 mod router;
 mod receive;
 mod sandbox_conformance;
+mod sources;
 mod runtime_conformance;
 mod runtime_processes;

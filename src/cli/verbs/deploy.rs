@@ -1,7 +1,7 @@
 //! `deploy`
 
 use super::{Context, DeployArguments, Format, VerbError};
-use crate::model::{PushEvent, PushOptions};
+use crate::model::{Chain, PushEvent, PushOptions};
 use crate::push::claim::{self, BuildOrder, ClaimError};
 
 /// Builds and releases again what the deploy branch names.
@@ -12,11 +12,11 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -
         let url = context.server.addresses().remote_url(app.name.as_str());
         return Err(VerbError::Said(format!("nothing was deployed yet: git push {url} {}", branch.short())));
     };
-    let path = context.server.stages().repository_path(&app.name);
-    let read = tokio::task::spawn_blocking(move || {
-        crate::git::Repository::open_or_create(&path)
-            .and_then(|repository| Ok(repository.commit(commit)?.time()))
-    });
+    let repository = context.server.stages().repository(&app.name).await;
+    let repository = repository
+        .map_err(|error| VerbError::Said(format!("the repository cannot be opened: {}", Chain(&error))))?;
+    let read =
+        tokio::task::spawn_blocking(move || Ok::<_, crate::git::GitError>(repository.commit(commit)?.time()));
     let committed_at = match read.await {
         Ok(read) => read.map_err(|error| VerbError::Said(format!("the commit cannot be read: {error}")))?,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

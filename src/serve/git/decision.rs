@@ -130,6 +130,16 @@ impl Decision<'_> {
 
     /// Moves the objects out of the quarantine, and remembers where history is cut off.
     async fn keep(&self, push: ReceivedPush, wanted: &Wanted) -> Result<(), String> {
+        let stages = self.server.stages();
+        if stages.sources.is_shared() {
+            // First where every server finds them: this disk has nothing that the others could not have.
+            let packs =
+                push.quarantine.packs().map_err(|error| self.failed("read the pushed objects", &error))?;
+            let app = create_app(self.server, &self.name, &self.person).await;
+            app.map_err(|error| self.failed("make the app", &error))?;
+            let kept = stages.sources.keep(&*stages.store, &self.name, &packs).await;
+            kept.map_err(|error| self.failed("keep the pushed objects", &error))?;
+        }
         let ids: Vec<_> =
             wanted.deploy.iter().chain(&wanted.others).filter_map(|command| command.new).collect();
         let migrated = tokio::task::spawn_blocking(move || push.quarantine.migrate(&ids)).await;

@@ -86,8 +86,9 @@ impl Decision<'_> {
         for moved in &mut order.moves {
             let now = refs.get(&moved.name).copied();
             if let (Some(now), Some(new)) = (now.filter(|_| moved.old != now), moved.new) {
-                let path = self.server.stages().repository_path(&self.name);
-                let follows = tokio::task::spawn_blocking(move || follows(&path, new, now)).await;
+                let repository = self.server.stages().repository(&self.name).await;
+                let repository = repository.map_err(|error| self.failed("open the repository", &error))?;
+                let follows = tokio::task::spawn_blocking(move || follows(&repository, new, now)).await;
                 match follows {
                     Ok(Ok(true)) => moved.old = Some(now),
                     Ok(Ok(false)) => {
@@ -149,9 +150,8 @@ impl Decision<'_> {
 }
 
 /// Whether `new` has `old` among the last of its ancestors.
-fn follows(repository: &std::path::Path, new: CommitId, old: CommitId) -> Result<bool, GitError> {
+fn follows(repository: &Repository, new: CommitId, old: CommitId) -> Result<bool, GitError> {
     const MOST: usize = 10_000;
-    let repository = Repository::open_or_create(repository)?;
     let (mut seen, mut next) = (BTreeSet::from([new]), VecDeque::from([new]));
     while let Some(commit) = next.pop_front() {
         if commit == old {

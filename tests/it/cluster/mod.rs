@@ -4,6 +4,7 @@ mod driver;
 mod installation;
 mod router;
 mod runtime;
+mod store;
 mod web_image;
 mod whole;
 

@@ -1,0 +1,188 @@
+//! What one server received another has: pushed objects by the registry and the App, logs of builds by the registry.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use hephy::git::Pack;
+use hephy::model::{
+    App, AppName, Build, CommitId, ObjectName, Outcome, PushEvent, ReleaseNumber, Store, store,
+};
+use hephy::push::log::Logs;
+use hephy::push::{Archive, Sources};
+use hephy::store::DirectoryStore;
+use tempfile::TempDir;
+
+use crate::crds;
+use crate::registry::Registry;
+
+fn git(directory: &Path, words: &[&str]) -> String {
+    let mut command = Command::new("git");
+    command
+        .current_dir(directory)
+        .env_clear()
+        .env("PATH", std::env::var("PATH").unwrap())
+        .env("HOME", directory);
+    for role in ["AUTHOR", "COMMITTER"] {
+        command.env(format!("GIT_{role}_NAME"), "Ada").env(format!("GIT_{role}_EMAIL"), "ada@example.com");
+    }
+    let ran = command.args(words).output().unwrap();
+    assert!(ran.status.success(), "git {words:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).unwrap().trim().to_owned()
+}
+
+/// A commit, and its objects in one pack, as a push of it is.
+fn push_of(directory: &Path, text: &str) -> (CommitId, Vec<Pack>) {
+    let repository = directory.join(text);
+    std::fs::create_dir_all(&repository).unwrap();
+    git(&repository, &["init", "-q"]);
+    std::fs::write(repository.join("file"), text).unwrap();
+    git(&repository, &["add", "."]);
+    git(&repository, &["commit", "-qm", text]);
+    git(&repository, &["repack", "-adq"]);
+    let packs = repository.join(".git/objects/pack");
+    let pack = std::fs::read_dir(packs).unwrap().map(|entry| entry.unwrap().path());
+    let pack = pack.into_iter().find(|path| path.extension().is_some_and(|e| e == "pack")).unwrap();
+    let name = pack.file_stem().unwrap().to_str().unwrap().to_owned();
+    let commit = git(&repository, &["rev-parse", "HEAD"]).parse().unwrap();
+    (commit, vec![Pack { name, index: pack.with_extension("idx"), pack }])
+}
+
+/// A store, a registry, and an app without a commit.
+struct Fixture {
+    directory: TempDir,
+    store: Arc<dyn Store>,
+    registry: Registry,
+    app: AppName,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(DirectoryStore::open(&directory.path().join("state")).unwrap());
+        let app: AppName = "hello".parse().unwrap();
+        let object = App::new(app.clone(), "ada".parse().unwrap(), jiff::Timestamp::UNIX_EPOCH);
+        store::create(&*store, object).await.unwrap();
+        Self { directory, store, registry: Registry::start().await, app }
+    }
+
+    /// A server with a disk of its own.
+    fn server(&self, name: &str) -> Sources {
+        let place = self.registry.place();
+        let client = place.client(std::time::Duration::from_hours(1)).unwrap();
+        Sources::shared(self.directory.path().join(name), client, place)
+    }
+
+    fn logs(&self, name: &str) -> Logs {
+        let place = self.registry.place();
+        let client = place.client(std::time::Duration::from_hours(1)).unwrap();
+        Logs::new(self.directory.path().join(name)).archived(Archive::new(client, place))
+    }
+
+    async fn keep(&self, server: &Sources, packs: &[Pack]) {
+        server.keep(&*self.store, &self.app, packs).await.unwrap();
+    }
+
+    async fn has(&self, server: &Sources, commit: CommitId) -> bool {
+        server.open(&*self.store, &self.app).await.unwrap().contains(commit).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_saw_a_push_has_its_objects() {
+    let fixture = Fixture::new().await;
+    let (one, other) = (fixture.server("one"), fixture.server("other"));
+    let (first, packs) = push_of(fixture.directory.path(), "first");
+    assert!(!fixture.has(&other, first).await);
+    fixture.keep(&one, &packs).await;
+    assert!(fixture.has(&other, first).await);
+    let (second, packs) = push_of(fixture.directory.path(), "second");
+    fixture.keep(&other, &packs).await;
+    let repository = one.open(&*fixture.store, &fixture.app).await.unwrap();
+    repository.commit(first).unwrap();
+    assert_eq!(repository.commit(second).unwrap().read("file", 100).unwrap().unwrap(), b"second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_pushes_at_once_both_are_kept() {
+    let fixture = Fixture::new().await;
+    let pushes: Vec<_> = ["a", "b", "c", "d"].map(|text| push_of(fixture.directory.path(), text)).into();
+    let servers = [fixture.server("one"), fixture.server("two")];
+    let kept = pushes.iter().enumerate().map(|(at, (_, packs))| fixture.keep(&servers[at % 2], packs));
+    futures::future::join_all(kept).await;
+    let other = fixture.server("other");
+    for (commit, _) in pushes {
+        assert!(fixture.has(&other, commit).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_the_disk_needs_no_registry() {
+    let mut fixture = Fixture::new().await;
+    let (one, other) = (fixture.server("one"), fixture.server("other"));
+    let (commit, packs) = push_of(fixture.directory.path(), "first");
+    fixture.keep(&one, &packs).await;
+    assert!(fixture.has(&other, commit).await);
+    let gone = std::mem::replace(&mut fixture.registry, Registry::start().await);
+    drop(gone.stop().await);
+    assert!(fixture.has(&other, commit).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_were_dropped_and_pushed_again_are_fetched_again() {
+    let fixture = Fixture::new().await;
+    let (one, other) = (fixture.server("one"), fixture.server("other"));
+    let (commit, packs) = push_of(fixture.directory.path(), "first");
+    fixture.keep(&one, &packs).await;
+    let repository = other.open(&*fixture.store, &fixture.app).await.unwrap();
+    // No ref names it: a collection drops it.
+    assert!(repository.collect().await.unwrap());
+    assert!(!fixture.has(&other, commit).await);
+    fixture.keep(&one, &packs).await;
+    assert!(fixture.has(&other, commit).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_app_names_the_packs_and_the_registry_has_them_under_a_tag() {
+    let fixture = Fixture::new().await;
+    let (_, packs) = push_of(fixture.directory.path(), "first");
+    fixture.keep(&fixture.server("one"), &packs).await;
+    let name = ObjectName::of(&fixture.app);
+    let app = store::require::<App>(&*fixture.store, &name).await.unwrap().object;
+    let repository = fixture.registry.repository("hello");
+    let (client, tag) = (fixture.registry.client(), hephy::oci::Target::Tag("git".parse().unwrap()));
+    let tagged = client.manifest(&repository, &tag);
+    assert_eq!(Some(tagged.await.unwrap().digest()), app.packs);
+}
+
+fn ended() -> Build {
+    let outcome = Outcome::Succeeded { at: jiff::Timestamp::UNIX_EPOCH, release: ReleaseNumber(1) };
+    Build { outcome: Some(outcome), ..crds::build(crds::build_state()) }
+}
+
+async fn lines(logs: &Logs, build: &Build) -> Option<Vec<PushEvent>> {
+    logs.fetch(build).await.unwrap();
+    let mut reader = logs.read(&build.app, build.number, 0).await.unwrap()?;
+    let mut events = Vec::new();
+    while let Some(line) = reader.next().await.unwrap() {
+        events.push(line.event);
+    }
+    Some(events)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_build_that_has_ended_is_read_where_it_was_not_written() {
+    let fixture = Fixture::new().await;
+    let (one, other, build) = (fixture.logs("one"), fixture.logs("other"), ended());
+    assert_eq!(lines(&other, &build).await, None);
+    let said = ["first", "second"].map(|text| PushEvent::Line(text.to_owned()));
+    let mut writer = one.write(&build.app, build.number).await.unwrap();
+    for event in said.clone() {
+        writer.write(event).await.unwrap();
+    }
+    one.keep(&build).await;
+    drop(writer);
+    let later = Build { created_at: jiff::Timestamp::UNIX_EPOCH, ..build.clone() };
+    assert_eq!(lines(&other, &later).await, None, "the build of another app of this name");
+    assert_eq!(lines(&other, &build).await.as_deref(), Some(said.as_slice()));
+}
