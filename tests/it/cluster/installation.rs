@@ -14,17 +14,20 @@ use crate::machine::{PATIENCE, Ran, make_key};
 /// The chart's defaults.
 const SSH: (&str, &str) = ("10.88.0.1", "30022");
 const ROUTER: &str = "10.88.0.1:30080";
+const RELEASE: &str = "hephy";
 
 /// An installation in the namespace `hephy`; one at a time on a cluster.
 pub(crate) struct Installation {
     directory: TempDir,
+    release: &'static str,
+    router: &'static str,
 }
 
 impl Installation {
     /// `helm upgrade --install` with more values, until it is ready. What an earlier one left is adopted.
     pub(crate) fn install(values: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-cluster-").tempdir().unwrap();
-        let installation = Self { directory };
+        let installation = Self { directory, release: RELEASE, router: ROUTER };
         make_key(&installation.path().join("id_ed25519"), "ada@test");
         installation.upgrade(values).succeeded();
         installation
@@ -42,11 +45,12 @@ impl Installation {
         let mut words = vec![
             "upgrade",
             "--install",
-            "hephy",
+            self.release,
             chart.to_str().unwrap(),
             "-n",
             "hephy",
             "--create-namespace",
+            "--take-ownership",
             "--wait",
             "--timeout",
             "180s",
@@ -75,7 +79,7 @@ impl Installation {
 
     /// Stops hephy; the apps and their records stay.
     pub(crate) fn uninstall(&self) {
-        helm(&["uninstall", "hephy", "-n", "hephy", "--wait", "--timeout", "120s"]).succeeded();
+        helm(&["uninstall", self.release, "-n", "hephy", "--wait", "--timeout", "120s"]).succeeded();
     }
 
     /// Runs a verb over SSH.
@@ -113,7 +117,7 @@ impl Installation {
 
     /// Asks an app for `path` through hephy's router: status and body. `Err`: no answer.
     pub(crate) fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(ROUTER)?;
+        let mut stream = TcpStream::connect(self.router)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {app}.hephy.local\r\nConnection: close\r\n\r\n")?;
         let mut answer = Vec::new();
