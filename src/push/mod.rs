@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::{BuildLimits, Driver};
 use crate::config::address::Addresses;
 use crate::git::Repository;
+use crate::kubernetes::Leases;
 use crate::model::store::{self, Store};
 use crate::model::{
     App, AppName, Build, BuildState, Chain, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
@@ -65,6 +66,8 @@ pub struct Stages {
     pub limits: BuildLimits,
     /// What is counted.
     pub metrics: Metrics,
+    /// Which server drives which build, where there are several.
+    pub leases: Option<Leases>,
 }
 
 impl std::fmt::Debug for Stages {

@@ -21,6 +21,12 @@ use crate::model::{
     PushEvent, ReleaseState,
 };
 
+/// Longer than a change without a build takes: its rollout, and taking that back.
+const LONGEST_CHANGE_SECONDS: i64 = 900;
+
+/// Longer than a server takes from claiming an app to driving the build.
+const LONGEST_CLAIM_SECONDS: i64 = 15;
+
 /// The builds that this process drives.
 #[derive(Debug, Clone)]
 pub struct Pushes {
@@ -63,19 +69,40 @@ impl Pushes {
         &self.stages
     }
 
-    /// Drives `build` from the value it holds. The log can be read when this returns.
-    pub async fn start(&self, build: Build) -> std::io::Result<()> {
+    /// Drives `build` from the value it holds, unless another server does. The log can be read when this returns.
+    pub async fn start(&self, build: Build) -> std::io::Result<bool> {
+        let lease = match &self.stages.leases {
+            Some(leases) => {
+                let name = Build::object_name(&build.app, build.number);
+                let held = leases.hold(name.as_str()).await.map_err(std::io::Error::other)?;
+                let Some(held) = held else { return Ok(false) };
+                Some(held)
+            }
+            None => None,
+        };
         let log = self.stages.logs.write(&build.app, build.number).await?;
         let (ended, receiver) = watch::channel(false);
         let key = (build.app.clone(), build.number);
         self.table().insert(key.clone(), Running { ended: receiver, followers: 0 });
         let this = self.clone();
         self.tasks.spawn(async move {
-            this.drive(build, log).await;
+            match lease {
+                Some(lease) => {
+                    let lost = lease.lost().clone();
+                    tokio::select! {
+                        () = this.drive(build, log) => lease.release().await,
+                        // Another server goes on with it, from the value it holds.
+                        () = lost.cancelled() => {
+                            tracing::warn!(app = %key.0, build = %key.1, "a build is left to another server");
+                        }
+                    }
+                }
+                None => this.drive(build, log).await,
+            }
             this.table().remove(&key);
             ended.send_replace(true);
         });
-        Ok(())
+        Ok(true)
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<(AppName, BuildNumber), Running>> {
@@ -233,13 +260,20 @@ impl Pushes {
         }
         match held {
             None => Ok(0),
+            // Whoever makes a change holds it for as long as the rollout takes.
+            Some(Claim::Change(_)) if self.may_be_anothers(&app, LONGEST_CHANGE_SECONDS) => Ok(0),
             Some(claim @ Claim::Change(_)) => {
                 abandon_pending(&self.stages, &app).await?;
                 claim::free(store, &app.name, claim).await?;
                 Ok(0)
             }
+            // Its server has yet to say that it drives it.
+            Some(Claim::Build(_)) if self.may_be_anothers(&app, LONGEST_CLAIM_SECONDS) => Ok(0),
             Some(claim @ Claim::Build(number)) => {
                 let build = store::load::<Build>(store, &Build::object_name(&app.name, number)).await?;
+                if self.table().contains_key(&(app.name.clone(), number)) {
+                    return Ok(0);
+                }
                 match build.map(|build| build.object).filter(|build| build.outcome.is_none()) {
                     None => claim::free(store, &app.name, claim).await.map(|()| 0),
                     Some(build) => Ok(self.adopt(build).await),
@@ -248,13 +282,21 @@ impl Pushes {
         }
     }
 
+    /// Whether another server may be at work on the app: there are others, and it was claimed less than so long ago.
+    fn may_be_anothers(&self, app: &App, seconds: i64) -> bool {
+        let claimed = app.holder.as_ref().map(|holder| holder.since);
+        let ago = claimed.map_or(i64::MAX, |since| Timestamp::now().as_second() - since.as_second());
+        self.stages.leases.is_some() && ago < seconds
+    }
+
     async fn adopt(&self, build: Build) -> usize {
         let (app, number) = (build.app.clone(), build.number);
         match self.start(build).await {
-            Ok(()) => {
+            Ok(true) => {
                 tracing::info!(%app, build = %number, "a build goes on");
                 1
             }
+            Ok(false) => 0,
             Err(error) => {
                 tracing::error!(%app, build = %number, error = %Chain(&error), "a build cannot go on: its log cannot be written");
                 0

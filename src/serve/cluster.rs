@@ -25,7 +25,7 @@ use crate::build::BuildLimits;
 use crate::config::cluster::{ClusterSettings, Pods};
 use crate::config::server::{Settings, SettingsError};
 use crate::driver::kubernetes::{JobConfig, KubernetesDriver, RegistryNames};
-use crate::kubernetes::{Cluster, ConnectError};
+use crate::kubernetes::{Cluster, ConnectError, Leases};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, Chain, Secret};
 use crate::oci::{Host, NameError, RepositoryName};
@@ -50,6 +50,9 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// How long what a build may write with is good for, beyond the build's own limit.
 const TICKET_SLACK: Duration = Duration::from_secs(600);
+
+/// How often is looked for builds that nobody drives any more.
+const ADOPT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often kubelets get a new token for a registry of our own.
 const PULL_TOKEN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -145,7 +148,8 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     };
     let place = place(given, own_registry.as_ref().map(|(server, _)| server), &secrets).await?;
     let addresses = given.addresses();
-    let stages = Arc::new(stages(&start, &settings, &cluster, place, object_store.clone()).await?);
+    let stages =
+        Arc::new(stages(&start, &settings, (&cluster, &namespace), place, object_store.clone()).await?);
     // Nobody has its private half: whoever runs the cluster adds keys by `hephy keys add --kube`.
     let operator = HostKey::open(&settings.data.join("operator_ed25519_key")).map_err(UpError::Key)?;
     let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
@@ -171,6 +175,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     keep_pull_secret(&cluster, &namespace, given, &stages.place).await?;
     adopt_apps(&stages).await?;
     let builds = server.pushes.recover().await?;
+    tokio::spawn(adopt_builds(server.clone()));
     readiness.set(true);
     tell(Notice::Ready(Box::new(Ready {
         addresses,
@@ -279,7 +284,7 @@ async fn keep_pull_secret(
 async fn stages(
     start: &Start,
     settings: &Settings,
-    cluster: &Cluster,
+    (cluster, namespace): (&Cluster, &str),
     place: Place,
     object_store: Arc<KubernetesStore>,
 ) -> Result<Stages, ServeError> {
@@ -305,6 +310,7 @@ async fn stages(
         addresses: given.addresses(),
         limits: BuildLimits { time: settings.build_timeout, memory_bytes: None, cpus: None },
         metrics: Metrics::default(),
+        leases: Some(Leases::new(cluster.client(), namespace, &start.identity)),
     })
 }
 
@@ -380,6 +386,21 @@ fn runtime_config(start: &Start, settings: &Settings, pods: &Pods) -> Result<Kub
 /// Whether kubelets need credentials to pull.
 const fn has_pull_secret(settings: &ClusterSettings) -> bool {
     settings.registry.is_some() || settings.registry_secret.is_some()
+}
+
+/// Goes on with the builds of servers that are gone.
+async fn adopt_builds(server: Server) {
+    let stopping = server.stopping.clone();
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = tokio::time::sleep(ADOPT_INTERVAL) => {}
+        }
+        server.pushes.settle().await;
+        if let Err(error) = server.pushes.recover().await {
+            tracing::error!(error = %Chain(&error), "what other servers left cannot be looked at");
+        }
+    }
 }
 
 /// Makes admins of the keys that the installation names, where there are no users yet.

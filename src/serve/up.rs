@@ -334,6 +334,7 @@ fn stages(
             cpus: settings.build_cpus,
         },
         metrics: Metrics::default(),
+        leases: None,
     })
 }
 
