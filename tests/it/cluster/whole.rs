@@ -88,7 +88,10 @@ fn an_uninstall_leaves_the_apps_and_an_install_adopts_them(
     kubectl(&["get", "deployment", "hello--web", "-n", "hephy-apps"]).succeeded();
     kubectl(&["get", "apps.hephy.dev", "hello", "-n", "hephy-apps"]).succeeded();
     hephy.upgrade(&[]).succeeded();
-    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "two\n".to_owned()));
+    // The nodes learn of a new Service a moment after its pods are ready.
+    eventually("the router answers again", || {
+        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "two\n".to_owned()))
+    });
     app.commit(&[("www/index.html", "three\n")]);
     app.push().succeeded();
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "three\n".to_owned()));
