@@ -24,11 +24,15 @@ pub(crate) struct Installation {
 }
 
 impl Installation {
-    /// `helm upgrade --install` with more values, until it is ready. What an earlier one left is adopted.
+    /// `helm upgrade --install` with more values, until it is ready, on a cluster where nothing of hephy is left.
     pub(crate) fn install(values: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-cluster-").tempdir().unwrap();
         let installation = Self { directory, release: RELEASE, router: ROUTER };
         make_key(&installation.path().join("id_ed25519"), "ada@test");
+        drop(helm(&["uninstall", installation.release, "-n", "hephy", "--ignore-not-found", "--wait"]));
+        let left =
+            ["delete", "namespace", "hephy-builds", "hephy-apps", "--ignore-not-found", "--timeout=120s"];
+        kubectl(&left).succeeded();
         installation.upgrade(values).succeeded();
         installation
     }
