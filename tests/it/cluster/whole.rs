@@ -1,5 +1,6 @@
 //! The whole way of a push on a cluster: Jobs on nodes of both architectures, one index, a rollout, the router.
 
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
     a_failing_rollout_leaves_what_serves(&hephy, &app);
     both_architectures_run(&hephy);
     an_uninstall_leaves_the_apps_and_an_install_adopts_them(&hephy, &app);
+    a_build_whose_server_is_killed_is_finished_by_the_next(&hephy, &app);
 }
 
 fn a_change_loses_no_request(hephy: &Installation, app: &super::installation::Repository<'_>) {
@@ -95,4 +97,27 @@ fn an_uninstall_leaves_the_apps_and_an_install_adopts_them(
     app.commit(&[("www/index.html", "three\n")]);
     app.push().succeeded();
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "three\n".to_owned()));
+}
+
+fn a_build_whose_server_is_killed_is_finished_by_the_next(
+    hephy: &Installation,
+    app: &super::installation::Repository<'_>,
+) {
+    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
+    let slow = good.replace("RUN uname -m > /machine", "RUN sleep 8; uname -m > /machine");
+    app.commit(&[("Dockerfile", &slow), ("www/index.html", "adopted\n")]);
+    let mut push = app.command(&["push", "deis", "main"]);
+    let mut push = push.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let running =
+        ["get", "pods", "-n", "hephy-builds", "--field-selector=status.phase=Running", "-o", "name"];
+    eventually("both pods build", || kubectl(&running).stdout.lines().count() == 2);
+    let server = "app.kubernetes.io/component=server";
+    kubectl(&["delete", "pod", "-n", "hephy", "-l", server, "--force", "--grace-period=0"]).succeeded();
+    assert!(!push.wait().unwrap().success());
+    eventually("the next server finishes the build", || {
+        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "adopted\n".to_owned()))
+    });
+    let jobs = kubectl(&["get", "jobs", "-n", "hephy-builds", "-o", "name"]).succeeded().stdout;
+    assert!(!jobs.contains("--2\n"), "no build was made again:\n{jobs}");
+    app.push().succeeded().says(&["Everything up-to-date"]);
 }
