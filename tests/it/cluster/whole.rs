@@ -73,7 +73,22 @@ fn a_failing_rollout_leaves_what_serves(hephy: &Installation, app: &super::insta
 }
 
 fn both_architectures_run(hephy: &Installation) {
-    hephy.verb("ps scale web=2 -a hello").succeeded();
+    // The node that has the first instance takes no other.
+    let node = [
+        "get",
+        "pods",
+        "-n",
+        "hephy-apps",
+        "-l",
+        "hephy.dev/app=hello",
+        "-o",
+        "jsonpath={.items[0].spec.nodeName}",
+    ];
+    let node = kubectl(&node).succeeded().stdout;
+    kubectl(&["cordon", &node]).succeeded();
+    let scaled = hephy.verb("ps scale web=2 -a hello");
+    kubectl(&["uncordon", &node]).succeeded();
+    scaled.succeeded();
     let mut machines = std::collections::BTreeSet::new();
     eventually("both architectures answer", || {
         machines.extend(hephy.get("hello", "/machine").map(|(_, body)| body));
