@@ -150,7 +150,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let addresses = given.addresses();
     let stages =
         Arc::new(stages(&start, &settings, (&cluster, &namespace), place, object_store.clone()).await?);
-    // Nobody has its private half: whoever runs the cluster adds keys by `hephy keys add --kube`.
+    // Nobody has its private half: whoever runs the cluster names the first admins to the chart.
     let operator = HostKey::open(&settings.data.join("operator_ed25519_key")).map_err(UpError::Key)?;
     let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
     make_admins(&people, &stages, start.first_admins.clone(), &tell).await?;
