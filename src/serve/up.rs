@@ -1,7 +1,7 @@
 //! Start, serve, drain, stop.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -257,12 +257,16 @@ fn write_operator(start: &Start, settings: &Settings, host_key: &HostKey) -> Res
     write_private(&settings.data.join(start.operator_file_name), &text)
 }
 
+/// Written aside and renamed, for its owner alone: whoever waits for the file reads all of it.
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), UpError> {
     use io::Write as _;
-    let written = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
-    written
-        .and_then(|mut file| file.write_all(bytes))
-        .map_err(|source| UpError::Operator { path: path.to_owned(), source })
+    let written = path.parent().ok_or(io::ErrorKind::NotFound.into()).and_then(|directory| {
+        let mut aside = tempfile::NamedTempFile::new_in(directory)?;
+        aside.write_all(bytes)?;
+        aside.persist(path)?;
+        Ok(())
+    });
+    written.map_err(|source: io::Error| UpError::Operator { path: path.to_owned(), source })
 }
 
 async fn make_first_admin(
