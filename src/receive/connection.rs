@@ -36,6 +36,7 @@ pub(super) struct State {
 struct Sessions {
     closed: HashMap<ChannelId, Closed>,
     gone: Option<Gone>,
+    served: bool,
 }
 
 impl State {
@@ -63,7 +64,14 @@ impl State {
     }
 
     fn opened(&self, id: ChannelId, closed: Closed) {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).closed.insert(id, closed);
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.closed.insert(id, closed);
+        sessions.served = true;
+    }
+
+    /// Whether a channel was ever opened: its client may not have read everything yet.
+    pub(super) fn has_served(&self) -> bool {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).served
     }
 
     fn forget(&self, id: ChannelId) {

@@ -53,7 +53,7 @@ impl Default for Limits {
 }
 
 /// The longest that a closing client is waited for.
-const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_secs(4);
 
 /// What all connections share.
 pub(super) struct Shared {
@@ -198,12 +198,12 @@ async fn watch(
     };
     let drain = async {
         shared.stop.cancelled().await;
-        let busy = !state.running.is_empty();
         state.gone(Gone::Shutdown);
         state.running.close();
         state.running.wait().await;
-        if busy {
-            // A client whose command is done closes by itself.
+        if state.has_served() {
+            // A client whose command is done closes by itself. OpenSSH's drops what it has not passed on yet, git's
+            // report for one, when it is told to disconnect.
             tokio::time::sleep(FAREWELL / 2).await;
         }
         let goodbye =

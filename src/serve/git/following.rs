@@ -16,7 +16,16 @@ impl Decision<'_> {
         loop {
             tokio::select! {
                 biased;
-                gone = self.closed.wait() => return self.left(gone, build).await,
+                gone = self.closed.wait() => match gone {
+                    // The server stops once its builds have ended, this one perhaps among them: its last lines come.
+                    Gone::Shutdown if matches!(self.server.outcome(build).await, Ok(Some(_))) => {
+                        while let Some(line) = lines.recv().await {
+                            say(reporter, &line.event).await;
+                        }
+                        break;
+                    }
+                    gone => return self.left(gone, build).await,
+                },
                 line = lines.recv() => match line {
                     Some(line) => {
                         say(reporter, &line.event).await;
@@ -54,10 +63,6 @@ impl Decision<'_> {
                     tracing::error!(app = %build.app, build = %build.number, error = %Chain(&error), "a build cannot be cancelled");
                 }
                 Verdict::Refused("the pusher closed the connection".to_owned())
-            }
-            // The server stops once its builds have ended, this one perhaps among them.
-            Gone::Shutdown if matches!(self.server.outcome(build).await, Ok(Some(_))) => {
-                self.verdict(build).await
             }
             Gone::Silent | Gone::Shutdown => {
                 let command = self.follow(build);
