@@ -54,9 +54,13 @@ pub async fn rollout<'a>(
         }
     };
     let (started, ()) = tokio::join!(start, report);
-    started?;
-    if let Err(error) = runtime.switch(version).await {
-        // Where a version serves as soon as it is ready, it does so already. A newer one is not to be touched.
+    // What failed to start may have been begun by a server that died, so that this call found it there; and where a
+    // version serves as soon as it is ready, it does so before the switch. A newer one is not to be touched.
+    let switched = match started {
+        Ok(()) => runtime.switch(version).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = switched {
         if !matches!(error, RuntimeError::Stale { .. })
             && let Err(undo) = runtime.undo(version, previous).await
         {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::KubernetesDriver;
 use super::job::BuildJob;
 use super::logs::{Log, Said};
-use super::verdict::{Verdict, has_begun, has_ended, judge};
+use super::verdict::{Verdict, has_begun, has_ended, is_refused, judge};
 use crate::build::{BuildEvent, BuildFailure, NumberedEvent, Outcome, Report, StepFailure, find_report};
 use crate::model::PlatformImage;
 use crate::oci::Reference;
@@ -28,6 +28,10 @@ const TICK: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long a result may be on its way when its engine has ended.
 const RESULT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a registry may fail to say whether there is a result, before that is the end.
+const REGISTRY_PATIENCE: Duration = Duration::from_secs(180);
+/// The longest wait before a registry that failed is asked again.
+const REGISTRY_PAUSE: Duration = Duration::from_secs(5);
 /// How long a Job may be without a pod before it is asked why.
 const POD_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a Job may be without a pod before that is the end.
@@ -55,6 +59,12 @@ pub(super) struct Attempt<'a> {
     jobs: Api<Job>,
     /// When the Job was made, as far as we know.
     since: Instant,
+    /// When this began to look.
+    looked: Instant,
+    /// Since when the pod's image or container is refused.
+    refused: Option<Instant>,
+    /// Since when the registry does not say whether there is a result, when to ask again, and after what pause.
+    silent: Option<(Instant, Instant, Duration)>,
     pod: Option<Pod>,
     had_pod: bool,
     /// Whether the pod was in the list that is being read.
@@ -86,6 +96,9 @@ impl<'a> Attempt<'a> {
             time_limit,
             events,
             since: Instant::now(),
+            looked: Instant::now(),
+            refused: None,
+            silent: None,
             pod: None,
             had_pod: false,
             is_listed: false,
@@ -99,20 +112,35 @@ impl<'a> Attempt<'a> {
 
     /// How it ended, if it has left a result already, with all its events.
     pub(super) async fn replay(&mut self) -> Result<Option<Ended>, BuildFailure> {
-        match self.result().await? {
-            Some(report) => self.conclude(report).await.map(Some),
-            None => Ok(None),
+        loop {
+            match self.asked().await? {
+                Asked::Found(report) => return Ok(Some(self.conclude(*report).await)),
+                Asked::None => return Ok(None),
+                Asked::Later => tokio::time::sleep(TICK).await,
+            }
         }
     }
 
-    /// Follows the Job, which was made at `created`, to its end.
+    /// Follows the Job to its end; `created` is when it was made, where this process did not make it just now.
     pub(super) async fn follow(
         mut self,
         created: Option<Timestamp>,
         cancel: &CancellationToken,
     ) -> Result<Ended, BuildFailure> {
-        let age = created.map(|created| Timestamp::now().duration_since(created).unsigned_abs());
-        self.since = age.and_then(|age| self.since.checked_sub(age)).unwrap_or(self.since);
+        // By two clocks, which may differ: what seems to be made later than now is new.
+        let age =
+            created.and_then(|created| Duration::try_from(Timestamp::now().duration_since(created)).ok());
+        self.looked = Instant::now();
+        self.since = self.looked.checked_sub(age.unwrap_or_default()).unwrap_or(self.looked);
+        let ended = self.followed(cancel).await;
+        if ended.is_err() {
+            // Nobody follows it any more, so it is not to take a place.
+            self.delete().await;
+        }
+        ended
+    }
+
+    async fn followed(&mut self, cancel: &CancellationToken) -> Result<Ended, BuildFailure> {
         let config = watcher::Config::default().labels(&format!("job-name={}", self.name));
         let mut pods = watcher(self.pods.clone(), config).default_backoff().boxed();
         let mut tick = tokio::time::interval(TICK);
@@ -154,7 +182,7 @@ impl<'a> Attempt<'a> {
             Some(Ok(watcher::Event::InitDone | watcher::Event::Delete(_))) => self.pod = None,
             Some(Err(error)) => {
                 let text = crate::build::chain(&error).join(": ");
-                if text.contains("403") || text.contains("orbidden") {
+                if is_forbidden(&error) {
                     return Err(BuildFailure::platform("may not watch the pods of builds", &error));
                 }
                 tracing::warn!(job = %self.name, error = %text, "the pods of a build cannot be watched");
@@ -220,16 +248,22 @@ impl<'a> Attempt<'a> {
             self.due.get_or_insert_with(Instant::now);
         }
         if let Some(due) = self.due {
-            if let Some(report) = self.result().await? {
-                return self.conclude(report).await.map(Some);
-            }
-            if due.elapsed() < RESULT_PATIENCE {
-                return Ok(None);
+            match self.asked().await? {
+                Asked::Found(report) => return Ok(Some(self.conclude(*report).await)),
+                Asked::Later => return Ok(None),
+                Asked::None if due.elapsed() < RESULT_PATIENCE => return Ok(None),
+                Asked::None => {}
             }
         }
         let age = self.since.elapsed();
         let Some(pod) = &self.pod else { return self.without_pod(age).await };
-        match judge(pod, age, &self.job.machine, self.time_limit, &self.driver.config) {
+        let refused = if is_refused(pod) {
+            self.refused.get_or_insert_with(Instant::now).elapsed()
+        } else {
+            self.refused = None;
+            Duration::ZERO
+        };
+        match judge(pod, (age, refused), &self.job.machine, self.time_limit, &self.driver.config) {
             Verdict::Wait(None) => Ok(None),
             Verdict::Wait(Some(reason)) => {
                 if age >= SILENCE {
@@ -277,7 +311,8 @@ impl<'a> Attempt<'a> {
         if let Some(why) = &why {
             self.note(format!("waiting: no pod is made: {why}")).await;
         }
-        if age < POD_LIMIT {
+        // Not by its age: a Job that is found may have been suspended, or its controller away.
+        if self.looked.elapsed() < POD_LIMIT {
             return Ok(None);
         }
         self.delete().await;
@@ -303,30 +338,59 @@ impl<'a> Attempt<'a> {
         Ok(Ended::Again(reason))
     }
 
-    async fn result(&self) -> Result<Option<Report>, BuildFailure> {
-        let found = find_report(&self.driver.client, &self.report).await;
-        found.map_err(|error| BuildFailure::platform("failed to read the build's result", &error))
+    /// Whether there is a result, where the registry says so.
+    async fn asked(&mut self) -> Result<Asked, BuildFailure> {
+        if self.silent.is_some_and(|(_, next, _)| Instant::now() < next) {
+            return Ok(Asked::Later);
+        }
+        match find_report(&self.driver.client, &self.report).await {
+            Ok(found) => {
+                self.silent = None;
+                Ok(found.map_or(Asked::None, |report| Asked::Found(Box::new(report))))
+            }
+            Err(error) => {
+                let (since, _, pause) = self.silent.unwrap_or((Instant::now(), Instant::now(), TICK));
+                if since.elapsed() >= REGISTRY_PATIENCE {
+                    return Err(BuildFailure::platform("failed to read the build's result", &error));
+                }
+                let chain = crate::build::chain(&error).join(": ");
+                tracing::warn!(job = %self.name, error = %chain, "a build's result is asked for again");
+                self.silent = Some((since, Instant::now() + pause, REGISTRY_PAUSE.min(pause * 2)));
+                Ok(Asked::Later)
+            }
+        }
     }
 
     /// Tells the events that were not told, and what came of it.
-    async fn conclude(&mut self, report: Report) -> Result<Ended, BuildFailure> {
+    async fn conclude(&mut self, report: Report) -> Ended {
         self.drain().await;
         let is_complete = !self.is_gapped && self.due.is_some() && self.log_has_ended();
         if !is_complete {
-            let events = report.events(&self.driver.client).await;
-            let events =
-                events.map_err(|error| BuildFailure::platform("failed to read the build's log", &error))?;
-            for event in events.into_iter().skip(usize::try_from(self.last).unwrap_or(usize::MAX)) {
-                self.tell(event).await;
+            match report.events(&self.driver.client).await {
+                Ok(events) => {
+                    for event in events.into_iter().skip(usize::try_from(self.last).unwrap_or(usize::MAX)) {
+                        self.tell(event).await;
+                    }
+                }
+                // What came of the build is known all the same.
+                Err(error) => {
+                    let why = crate::build::chain(&error).join(": ");
+                    self.note(format!("the rest of the build's lines cannot be read: {why}")).await;
+                }
             }
         }
-        Ok(match report.result.outcome {
+        match report.result.outcome {
             Outcome::Built { image, .. } => Ended::Over(Ok(image)),
             // Nobody here asked for it: the pod was told to end.
             Outcome::Failed(BuildFailure::Cancelled) => match &self.pod {
                 Some(pod) => {
-                    match judge(pod, Duration::ZERO, &self.job.machine, self.time_limit, &self.driver.config)
-                    {
+                    match judge(
+                        pod,
+                        (Duration::ZERO, Duration::ZERO),
+                        &self.job.machine,
+                        self.time_limit,
+                        &self.driver.config,
+                    ) {
                         Verdict::Again(reason) => Ended::Again(reason),
                         Verdict::Failed(failure) if !matches!(failure, BuildFailure::Platform(_)) => {
                             Ended::Over(Err(failure))
@@ -337,7 +401,7 @@ impl<'a> Attempt<'a> {
                 None => Ended::Again("the pod was told to end".to_owned()),
             },
             Outcome::Failed(failure) => Ended::Over(Err(self.with_limit(failure))),
-        })
+        }
     }
 
     /// Takes what the log has said already.
@@ -398,6 +462,25 @@ impl<'a> Attempt<'a> {
     }
 }
 
+/// What the registry says of a result.
+enum Asked {
+    Found(Box<Report>),
+    None,
+    /// Nothing: it is to be asked again.
+    Later,
+}
+
+/// Whether a watch cannot be had because our account may not.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 403,
+        _ => false,
+    }
+}
+
 /// What the API server would not do.
 pub(super) fn api(what: &str, error: &kube::Error) -> BuildFailure {
     BuildFailure::platform(format!("the cluster failed to {what}"), error)
@@ -411,4 +494,20 @@ async fn said(log: &mut Option<Log>) -> Said {
         return said;
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_is_one_and_not_a_version_that_has_its_digits() {
+        let status = |code: u16, text: &str| Box::new(Status::failure(text, "reason").with_code(code));
+        let gone = status(410, "too old resource version: 1403977 (1412250)");
+        assert!(!is_forbidden(&watcher::Error::WatchError(gone)));
+        let refused = kube::Error::Api(status(403, "pods is forbidden"));
+        assert!(is_forbidden(&watcher::Error::InitialListFailed(refused)));
+    }
 }

@@ -27,7 +27,9 @@ use tokio_util::sync::CancellationToken;
 pub use config::{JobConfig, RegistryNames};
 pub use job::{TICKET_SUM, TICKET_USED};
 
-use crate::build::{BuildEvent, BuildFailure, BuildRequest, Driver, PushedSource, StepFailure, push_source};
+use crate::build::{
+    BuildEvent, BuildFailure, BuildRequest, Driver, PushedSource, StepFailure, find_report, push_source,
+};
 use crate::kubernetes::Cluster;
 use crate::model::PlatformImage;
 use crate::oci::{Platform, Repository};
@@ -100,20 +102,43 @@ impl KubernetesDriver {
         let architecture = architecture(&job.machine);
         let name = job.name_of(number);
         let found = self.jobs().get_opt(&name).await.map_err(|error| api("read a Job", &error))?;
-        let (turn, found) = match found {
-            Some(found) => (self.queue.take_over(&architecture, &job.owner), found),
+        let (turn, created) = match found {
+            Some(found) => {
+                let created = found.metadata.creation_timestamp.map(|time| time.0);
+                (self.queue.take_over(&architecture, &job.owner), created)
+            }
             None => {
                 let turn = self.queue.enter(&architecture, &job.owner);
                 if cancel.run_until_cancelled(self.wait(&turn, &architecture, events)).await.is_none() {
                     return Err(BuildFailure::Cancelled);
                 }
-                (turn, self.create(job, number).await?)
+                self.create(job, number).await?;
+                (turn, None)
             }
         };
-        let created = found.metadata.creation_timestamp.map(|time| time.0);
         let ended = attempt.follow(created, cancel).await;
         drop(turn);
         ended
+    }
+
+    /// The attempt that a server before this one has come to: the last of which there is a Job or a result.
+    ///
+    /// The Jobs of those before it are deleted when they are lost, so the first is no sign that there is no other.
+    async fn begun(&self, job: &BuildJob) -> Result<u32, BuildFailure> {
+        for number in (2..=ATTEMPTS).rev() {
+            let name = job.name_of(number);
+            let found = self.jobs().get_opt(&name).await.map_err(|error| api("read a Job", &error))?;
+            if found.is_some() || self.has_report(job, number).await? {
+                return Ok(number);
+            }
+        }
+        Ok(1)
+    }
+
+    /// A registry that does not answer is no reason: what has a result and no Job is not at work.
+    async fn has_report(&self, job: &BuildJob, number: u32) -> Result<bool, BuildFailure> {
+        let report = job.report(number)?;
+        Ok(matches!(find_report(&self.client, &report).await, Ok(Some(_))))
     }
 
     /// Waits until the build may run, and says what it waits for.
@@ -130,13 +155,11 @@ impl KubernetesDriver {
     }
 
     /// Makes an attempt's Job, or finds the one that another server has just made.
-    async fn create(&self, job: &BuildJob, number: u32) -> Result<Job, BuildFailure> {
+    async fn create(&self, job: &BuildJob, number: u32) -> Result<(), BuildFailure> {
         let rendered = job.render(&self.config, number)?;
         match self.jobs().create(&PostParams::default(), &rendered).await {
-            Ok(job) => Ok(job),
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                self.jobs().get(&job.name_of(number)).await.map_err(|error| api("read a Job", &error))
-            }
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             Err(error) => Err(api("make the build's Job", &error)),
         }
     }
@@ -161,7 +184,7 @@ impl Driver for KubernetesDriver {
         let source = source.ok_or(BuildFailure::Cancelled)??;
         let job = BuildJob::new(&self.config, request, &source)?;
         let mut reasons = Vec::new();
-        for number in 1..=ATTEMPTS {
+        for number in self.begun(&job).await?..=ATTEMPTS {
             match Box::pin(self.attempt((&job, number), request, &events, &cancel)).await? {
                 Ended::Over(result) => return result,
                 Ended::Again(reason) => {

@@ -25,10 +25,10 @@ pub(super) enum Verdict {
     Failed(BuildFailure),
 }
 
-/// Judges a pod that has left no result, `age` after its Job was made.
+/// Judges a pod that has left no result, `age` after its Job was made and `refused` after what [`is_refused`] says began.
 pub(super) fn judge(
     pod: &Pod,
-    age: Duration,
+    (age, refused): (Duration, Duration),
     platform: &Platform,
     time_limit: Duration,
     config: &JobConfig,
@@ -54,7 +54,7 @@ pub(super) fn judge(
                 "Add or free a node of this architecture, or ask for less in the build's resources.",
             )
         }
-        PodTrouble::ImagePull { .. } | PodTrouble::NotStarted { .. } if age < START_PATIENCE => {
+        PodTrouble::ImagePull { .. } | PodTrouble::NotStarted { .. } if refused < START_PATIENCE => {
             Verdict::Wait(Some(trouble.to_string()))
         }
         PodTrouble::ImagePull { .. } => failed(
@@ -88,6 +88,11 @@ pub(super) fn judge(
             }))
         }
     }
+}
+
+/// Whether a pod's image or container cannot be had just now.
+pub(super) fn is_refused(pod: &Pod) -> bool {
+    matches!(trouble(pod), Some(PodTrouble::ImagePull { .. } | PodTrouble::NotStarted { .. }))
 }
 
 fn of_phase(pod: &Pod) -> Verdict {
@@ -173,6 +178,10 @@ mod tests {
     use super::*;
 
     fn judged(status: &serde_json::Value, age: u64) -> Verdict {
+        judged_when(status, (age, 0))
+    }
+
+    fn judged_when(status: &serde_json::Value, (age, refused): (u64, u64)) -> Verdict {
         let pod: Pod = serde_json::from_value(serde_json::json!({
             "spec": {"containers": [{"name": "build", "resources": {"limits": {"memory": "64Mi"}}}]},
             "status": status,
@@ -181,7 +190,7 @@ mod tests {
         let config = JobConfig::new("builds", "hephy");
         judge(
             &pod,
-            Duration::from_secs(age),
+            (Duration::from_secs(age), Duration::from_secs(refused)),
             &"linux/arm64".parse().unwrap(),
             Duration::from_secs(60),
             &config,
@@ -209,6 +218,14 @@ mod tests {
         let full = "0/2 nodes are available: 1 Insufficient memory, 1 node(s) didn't match Pod's node affinity/selector.";
         assert!(matches!(judged(&unscheduled(full), 61), Verdict::Wait(Some(_))));
         assert!(matches!(judged(&unscheduled(full), 901), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn an_image_is_waited_for_from_when_it_was_refused_and_not_from_when_a_node_was() {
+        let status = serde_json::json!({"phase": "Pending", "containerStatuses": [{"name": "build", "image": "i",
+            "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull"}}}]});
+        assert!(matches!(judged_when(&status, (600, 1)), Verdict::Wait(Some(_))));
+        assert!(heading(judged_when(&status, (600, 60))).starts_with("the build cannot be started"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use tracing::{info, warn};
 
 use super::objects::ApiError;
-use super::state::{State, app_of, release_of};
+use super::state::{State, app_of};
 use super::{Shared, lifecycle, names};
 use crate::model::AppName;
 use crate::rollout::{RuntimeError, Version};
@@ -28,7 +28,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, current: &[Version]) -> Result<V
             info!(app = %name, "another server is at work on an app");
             continue;
         }
-        if !is_as_it_should_be(&there, version) {
+        if !there.is(version) {
             lacking.push(name.clone());
         }
     }
@@ -43,18 +43,6 @@ pub(super) async fn adopt(shared: &Arc<Shared>, current: &[Version]) -> Result<V
         Err(error) => warn!(error = &error as &dyn std::error::Error, "cannot list the apps that run"),
     }
     Ok(lacking)
-}
-
-/// Whether every process type is there, of the version's release and in its number, and requests reach it.
-fn is_as_it_should_be(there: &State, version: &Version) -> bool {
-    let is = |found: &Deployment, count: u32| {
-        let replicas = found.spec.replicas.unwrap_or(0);
-        release_of(&found.metadata) == Some(version.release.number)
-            && u32::try_from(replicas).unwrap_or(0) == count
-    };
-    there.current() == Some(version.release.number)
-        && there.deployments.len() == version.release.processes.len()
-        && version.wanted().all(|(name, count)| there.deployment(name).is_some_and(|found| is(found, count)))
 }
 
 /// Every app of which there is anything.

@@ -122,6 +122,10 @@ pub(super) async fn undo(
         if let Some(current) = there.current().max(there.newest()).filter(|current| *current > release) {
             return Err(RuntimeError::Stale { app: app.clone(), release, current });
         }
+        if there.is_untouched(previous.as_ref()) {
+            // Its start failed, and that was taken back.
+            return Ok(());
+        }
         let Some(previous) = previous else {
             state::remove_all(&shared, app).await?;
             return gone(&shared, app, None).await;

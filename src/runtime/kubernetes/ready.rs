@@ -39,10 +39,16 @@ pub(super) async fn wait(
         let deployments = shared.objects.list::<Deployment>(&names::selector(Some(app))).await;
         let deployments = deployments.map_err(failed("list the Deployments", app))?;
         let mut instances = pods::list(&shared.objects, app).await?;
-        instances.retain(|instance| instance.release == release && !instance.is_leaving());
+        // A command that runs once has the app's labels too, and is none of its instances.
+        instances.retain(|instance| {
+            instance.release == release
+                && version.release.processes.contains_key(&instance.name.process_type)
+                && !instance.is_leaving()
+        });
         if let Some(current) = overtaken(&deployments, version) {
             return Err(RuntimeError::Stale { app: app.clone(), release, current });
         }
+        watch.meet(&instances);
         watch.count(&instances);
         if version.wanted().all(|(name, count)| is_complete(&deployments, name, release, count)) {
             watch.complete();
@@ -118,6 +124,11 @@ struct Watch<'a> {
     ready: BTreeMap<ProcessType, u32>,
     /// Since when each pod is as it is.
     since: BTreeMap<(String, Stage), Instant>,
+    /// How often each pod had been started again when it was first seen: what happened before is not this version's
+    /// doing, since the pods of a version that runs already are looked at too.
+    restarts: BTreeMap<String, u32>,
+    /// Whether no look was taken yet: a pod that is seen later was made meanwhile.
+    is_first: bool,
     /// When an instance more became ready for the last time.
     progress: Instant,
     told: BTreeSet<(ProcessType, String)>,
@@ -161,9 +172,26 @@ impl<'a> Watch<'a> {
             wanted: version.wanted().map(|(name, count)| (name.clone(), count)).collect(),
             ready: BTreeMap::new(),
             since: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            is_first: true,
             progress: Instant::now(),
             told: BTreeSet::new(),
         }
+    }
+
+    /// Notes how often the pods that are there already were started again.
+    fn meet(&mut self, instances: &[Instance]) {
+        for instance in instances {
+            let before = if self.is_first { instance.restarts() } else { 0 };
+            self.restarts.entry(instance.uid().to_owned()).or_insert(before);
+        }
+        self.is_first = false;
+    }
+
+    /// How often a pod was started again since it was first seen.
+    fn restarts(&self, instance: &Instance) -> u32 {
+        let before = self.restarts.get(instance.uid()).copied().unwrap_or(0);
+        instance.restarts().saturating_sub(before)
     }
 
     /// How long a pod has been in a stage, without a break.
@@ -217,7 +245,7 @@ impl<'a> Watch<'a> {
         instances: &[Instance],
     ) -> Option<(InstanceName, Obstacle)> {
         for instance in instances {
-            let (stage, why, otherwise) = match look(instance, self.port, self.ready_timeout, &self.policy) {
+            let (stage, why, otherwise) = match self.look(instance) {
                 Seen::Ready => continue,
                 Seen::Over(obstacle) => return Some((instance.name.clone(), obstacle)),
                 Seen::Not { stage, why, otherwise } => (stage, why, otherwise),
@@ -236,6 +264,47 @@ impl<'a> Watch<'a> {
             }
         }
         self.refusal(deployments).or_else(|| self.standstill())
+    }
+
+    /// What one look at a pod shows.
+    fn look(&self, instance: &Instance) -> Seen {
+        let restarts = self.restarts(instance);
+        let blocked = |why: String| Obstacle::Blocked { why, hint: None };
+        let waits = |stage, trouble: &PodTrouble| {
+            let why = trouble.to_string();
+            Seen::Not { stage, why: Some(format!("waits: {why}")), otherwise: blocked(why) }
+        };
+        match trouble(&instance.pod) {
+            // The Deployment puts another in its place.
+            Some(trouble) if trouble.is_passing() => waits(Stage::Pending, &trouble),
+            Some(trouble @ PodTrouble::Unschedulable { .. }) => waits(Stage::Pending, &trouble),
+            Some(trouble @ PodTrouble::ImagePull { .. }) => match &trouble {
+                PodTrouble::ImagePull { reason, .. } if reason == "InvalidImageName" => {
+                    Seen::Over(blocked(trouble.to_string()))
+                }
+                _ => waits(Stage::Refused, &trouble),
+            },
+            Some(trouble @ PodTrouble::NotStarted { .. }) => waits(Stage::Refused, &trouble),
+            Some(trouble @ (PodTrouble::OutOfMemory { .. } | PodTrouble::DeadlineExceeded)) => {
+                Seen::Over(blocked(trouble.to_string()))
+            }
+            Some(PodTrouble::CrashLoop { .. }) => Seen::Over(crashed(instance)),
+            // The first time it is started again at once; who waits should know.
+            Some(PodTrouble::Exited { .. }) if restarts == 0 => {
+                let why = format!("{}, and is started again", crashed(instance));
+                Seen::Not { stage: Stage::Running, why: Some(why), otherwise: crashed(instance) }
+            }
+            Some(PodTrouble::Evicted { .. } | PodTrouble::Disrupted { .. } | PodTrouble::Exited { .. }) => {
+                Seen::Over(crashed(instance))
+            }
+            None if restarts > 1 => Seen::Over(crashed(instance)),
+            None if instance.is_ready() => Seen::Ready,
+            None if instance.running_since().is_some() => running(instance, self.port, self.ready_timeout),
+            None => {
+                let otherwise = Obstacle::NeverRan { within: self.policy.pending };
+                Seen::Not { stage: Stage::Pending, why: None, otherwise }
+            }
+        }
     }
 
     /// Pods that cannot even be made: a quota, a limit range, Pod Security.
@@ -283,46 +352,6 @@ fn refusal(deployment: &Deployment) -> Option<String> {
     })
 }
 
-/// What one look at a pod shows.
-fn look(instance: &Instance, port: u16, ready_timeout: Duration, policy: &Policy) -> Seen {
-    let blocked = |why: String| Obstacle::Blocked { why, hint: None };
-    let waits = |stage, trouble: &PodTrouble| {
-        let why = trouble.to_string();
-        Seen::Not { stage, why: Some(format!("waits: {why}")), otherwise: blocked(why) }
-    };
-    match trouble(&instance.pod) {
-        // The Deployment puts another in its place.
-        Some(trouble) if trouble.is_passing() => waits(Stage::Pending, &trouble),
-        Some(trouble @ PodTrouble::Unschedulable { .. }) => waits(Stage::Pending, &trouble),
-        Some(trouble @ PodTrouble::ImagePull { .. }) => match &trouble {
-            PodTrouble::ImagePull { reason, .. } if reason == "InvalidImageName" => {
-                Seen::Over(blocked(trouble.to_string()))
-            }
-            _ => waits(Stage::Refused, &trouble),
-        },
-        Some(trouble @ PodTrouble::NotStarted { .. }) => waits(Stage::Refused, &trouble),
-        Some(trouble @ (PodTrouble::OutOfMemory { .. } | PodTrouble::DeadlineExceeded)) => {
-            Seen::Over(blocked(trouble.to_string()))
-        }
-        Some(PodTrouble::CrashLoop { .. }) => Seen::Over(crashed(instance)),
-        // The first time it is started again at once; who waits should know.
-        Some(PodTrouble::Exited { .. }) if instance.restarts() == 0 => {
-            let why = format!("{}, and is started again", crashed(instance));
-            Seen::Not { stage: Stage::Running, why: Some(why), otherwise: crashed(instance) }
-        }
-        Some(PodTrouble::Evicted { .. } | PodTrouble::Disrupted { .. } | PodTrouble::Exited { .. }) => {
-            Seen::Over(crashed(instance))
-        }
-        None if instance.restarts() > 1 => Seen::Over(crashed(instance)),
-        None if instance.is_ready() => Seen::Ready,
-        None if instance.running_since().is_some() => running(instance, port, ready_timeout),
-        None => {
-            let otherwise = Obstacle::NeverRan { within: policy.pending };
-            Seen::Not { stage: Stage::Pending, why: None, otherwise }
-        }
-    }
-}
-
 fn running(instance: &Instance, port: u16, within: Duration) -> Seen {
     let (why, otherwise) = if instance.name.process_type == ProcessType::web() {
         let why = format!("does not take connections on port {port} yet");
@@ -352,9 +381,42 @@ mod tests {
 
     const MADE: &str = "2026-01-01T00:00:00Z";
 
-    fn seen(status: &Value) -> Seen {
+    /// What a look shows at a pod that was first seen with so many restarts.
+    fn seen_after(before: u32, status: &Value) -> Seen {
         let instance = instances(vec![pod("a", MADE, status)]).remove(0);
-        look(&instance, 5000, Duration::from_mins(1), &Policy::default())
+        let watch = Watch {
+            policy: Policy::default(),
+            ready_timeout: Duration::from_mins(1),
+            port: 5000,
+            app: &"hello".parse().unwrap(),
+            events: &tokio::sync::mpsc::unbounded_channel().0,
+            wanted: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            since: BTreeMap::new(),
+            restarts: [("a".to_owned(), before)].into(),
+            is_first: false,
+            progress: Instant::now(),
+            told: BTreeSet::new(),
+        };
+        watch.look(&instance)
+    }
+
+    fn seen(status: &Value) -> Seen {
+        seen_after(0, status)
+    }
+
+    #[test]
+    fn a_pod_that_was_started_again_before_is_judged_by_what_it_does_now() {
+        let ended = json!({"terminated": {"exitCode": 3, "reason": "Error"}});
+        let running = json!({"running": {"startedAt": MADE}});
+        let mut ready = container(&running, &ended, 7);
+        ready["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+        assert_eq!(seen_after(7, &ready), Seen::Ready);
+        assert_eq!(seen_after(6, &ready), Seen::Ready, "once is no failure");
+        assert!(matches!(seen_after(5, &ready), Seen::Over(_)));
+        let over = container(&ended, &json!({}), 7);
+        assert!(matches!(seen_after(7, &over), Seen::Not { stage: Stage::Running, .. }));
+        assert!(matches!(seen_after(6, &over), Seen::Over(_)));
     }
 
     #[test]

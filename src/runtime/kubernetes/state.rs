@@ -50,6 +50,28 @@ impl State {
         self.deployments.iter().filter_map(|found| release_of(&found.metadata)).max()
     }
 
+    /// Whether every process type is there, of the version's release and in its number, and requests reach it.
+    pub(super) fn is(&self, version: &Version) -> bool {
+        let is = |found: &Deployment, count: u32| {
+            let replicas = found.spec.replicas.unwrap_or(0);
+            release_of(&found.metadata) == Some(version.release.number)
+                && u32::try_from(replicas).unwrap_or(0) == count
+        };
+        let is_there =
+            |(name, count): (&ProcessType, u32)| self.deployment(name).is_some_and(|found| is(found, count));
+        self.current() == Some(version.release.number)
+            && self.deployments.len() == version.release.processes.len()
+            && version.wanted().all(is_there)
+    }
+
+    /// Whether there is just what there was with `previous`, or nothing where there was none.
+    pub(super) fn is_untouched(&self, previous: Option<&Version>) -> bool {
+        match previous {
+            Some(previous) => self.is(previous),
+            None => self.deployments.is_empty() && self.service.is_none(),
+        }
+    }
+
     /// Whether another server is at work on the app, or was until a moment ago.
     pub(super) fn is_anothers(&self, identity: &str) -> bool {
         let deployments = self.deployments.iter().map(|found| &found.metadata);

@@ -69,11 +69,16 @@ pub(super) async fn undo(
     in_task(&failed.release.app.clone(), |_| async move {
         let name = &failed.release.app;
         let mut app = shared.lock(name).await;
+        let was = previous.as_ref().map(|previous| previous.release.number);
+        if app.current == was && of_release(&shared, name, failed.release.number)?.is_empty() {
+            // Its start failed, and that left nothing.
+            return Ok(());
+        }
         let retired = match &previous {
             Some(previous) => route(&shared, previous)?,
             None => shared.table.remove(name.as_str()),
         };
-        app.current = previous.map(|previous| previous.release.number);
+        app.current = was;
         // What left for the failed version serves again: only the failed version's own requests are waited for.
         app.leaving = vec![retired];
         drain(&mut app, shared.config.policy.drain).await;

@@ -108,6 +108,41 @@ async fn a_build_whose_pod_is_taken_away_is_made_again() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
+    let bench = Jobs::new().await;
+    let request = request(&bench, "FROM busybox:1\nRUN echo begun; sleep 8; echo over\n");
+    let (sender, mut receiver) = mpsc::channel(16);
+    let (driver, first) = (bench.driver(), request.clone());
+    let building = tokio::spawn(async move { driver.build(&first, sender, CancellationToken::new()).await });
+    let pods: Api<Pod> = Api::namespaced(bench.cluster.client(), &bench.namespace);
+    let mut begun = 0;
+    while let Some(event) = receiver.recv().await {
+        if event.lines().iter().any(|line| line.trim() == "begun") {
+            begun += 1;
+            if begun == 2 {
+                break;
+            }
+            let found = pods.list(&ListParams::default()).await.unwrap();
+            let name = found.items[0].metadata.name.clone().unwrap();
+            pods.delete(&name, &DeleteParams::default()).await.unwrap();
+        }
+    }
+    // The server dies, and another has the build.
+    building.abort();
+    drop(building.await);
+    let (sender, mut receiver) = mpsc::channel(16);
+    tokio::spawn(async move { while receiver.recv().await.is_some() {} });
+    bench.driver().build(&request, sender, CancellationToken::new()).await.unwrap();
+    let jobs: Api<k8s_openapi::api::batch::v1::Job> =
+        Api::namespaced(bench.cluster.client(), &bench.namespace);
+    let names: Vec<_> = jobs.list(&ListParams::default()).await.unwrap().into_iter().collect();
+    let names: Vec<_> = names.into_iter().filter_map(|job| job.metadata.name).collect();
+    assert!(names.len() == 1 && names[0].ends_with("--2"), "{names:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
 async fn an_architecture_without_a_node_is_named() {
     let bench = Jobs::new().await;
     let driver = KubernetesDriver::new(
