@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use url::Url;
 
 use crate::model::Secret;
 
 /// The largest answer.
 const MAX_BYTES: usize = 1 << 20;
-/// How often it is tried while nobody answers: a receiver may just be starting.
-const TRIES: u32 = 6;
+/// How long it is tried while nobody answers: one receiver may just be ending and the next be starting, on another node
+/// and with a volume to attach.
+const PATIENCE: Duration = Duration::from_mins(5);
+/// The longest pause between two tries.
+const PAUSE: Duration = Duration::from_secs(5);
 /// How long one try may take.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// What an engine exits with that reached no receiver: the cluster's trouble, and another attempt may do better
+/// (`EX_TEMPFAIL` of sysexits.h).
+pub const NO_RECEIVER_STATUS: u8 = 75;
 
 /// Why a ticket was not exchanged.
 #[derive(Debug, thiserror::Error)]
@@ -42,13 +50,13 @@ pub async fn exchange_ticket(url: &Url, ticket: &Secret<String>) -> Result<Secre
     // The credentials are for us alone: no proxy, no redirect.
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
     let client = client.timeout(LIMIT).build().map_err(unreachable)?;
-    let mut tries = 0;
+    let (begun, mut pause) = (Instant::now(), Duration::from_millis(250));
     let answer = loop {
-        tries += 1;
         match client.post(url.clone()).bearer_auth(ticket.reveal()).send().await {
             // One that was sent may have been used: only what did not arrive is sent again.
-            Err(error) if error.is_connect() && tries < TRIES => {
-                tokio::time::sleep(Duration::from_millis(250) * 2_u32.pow(tries)).await;
+            Err(error) if error.is_connect() && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE);
             }
             answer => break answer.map_err(unreachable)?,
         }

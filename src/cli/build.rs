@@ -212,9 +212,11 @@ fn one(arguments: &BuildArguments) -> (u8, Option<PlatformImage>) {
     };
     let cancel = CancellationToken::new();
     let signals = runtime.spawn(cancel_on_signals(cancel.clone()));
-    let arguments = &match runtime.block_on(report::with_credentials(arguments)) {
-        Ok(arguments) => arguments,
-        Err(refusal) => return not_built(&refusal.text, refusal.code),
+    let given = cancel.run_until_cancelled(report::with_credentials(arguments));
+    let arguments = &match runtime.block_on(given) {
+        Some(Ok(arguments)) => arguments,
+        Some(Err(refusal)) => return not_built(&refusal.text, refusal.code),
+        None => return not_built("the build was cancelled", code::CANCELLED),
     };
     let prepared = options(arguments).and_then(|(options, context)| {
         // The directory stays until the build has ended.

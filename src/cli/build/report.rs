@@ -6,7 +6,9 @@ use clap::Args;
 use url::Url;
 
 use super::{BuildArguments, Refusal, code};
-use crate::build::{BuildResult, EVENTS_FILE, chain, exchange_ticket, push_report};
+use crate::build::{
+    BuildResult, EVENTS_FILE, NO_RECEIVER_STATUS, TicketError, chain, exchange_ticket, push_report,
+};
 use crate::model::Secret;
 use crate::oci::Reference;
 
@@ -30,9 +32,14 @@ pub(super) async fn with_credentials(arguments: &BuildArguments) -> Result<Build
     if let Some(url) = &arguments.report.ticket_url {
         let ticket = std::env::var("HEPHY_TICKET").map(Secret::new);
         let ticket = ticket.map_err(|_| "HEPHY_TICKET is not set, and `--ticket-url` is".to_owned())?;
-        let platform = |text| Refusal { text, code: code::PLATFORM };
-        let config = exchange_ticket(url, &ticket).await;
-        arguments.registry.docker_config = Some(config.map_err(|error| platform(chain(&error).join(": ")))?);
+        let config = exchange_ticket(url, &ticket).await.map_err(|error| {
+            let code = match &error {
+                TicketError::Unreachable { .. } => NO_RECEIVER_STATUS,
+                TicketError::Refused { .. } => code::PLATFORM,
+            };
+            Refusal { text: chain(&error).join(": "), code }
+        })?;
+        arguments.registry.docker_config = Some(config);
     }
     Ok(arguments)
 }

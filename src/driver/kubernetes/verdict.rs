@@ -5,7 +5,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::config::JobConfig;
-use crate::build::{BuildFailure, StepFailure};
+use crate::build::{BuildFailure, NO_RECEIVER_STATUS, StepFailure};
 use crate::kubernetes::{PodTrouble, trouble};
 use crate::oci::Platform;
 
@@ -67,20 +67,23 @@ pub(super) fn judge(
         ),
         PodTrouble::OutOfMemory { .. } => Verdict::Failed(BuildFailure::App(StepFailure {
             hint: Some(
-                "Let it use less, or give builds more memory (`builds.resources.limits.memory`).".to_owned(),
+                "Let it use less, or give builds more memory (`build.resources.limits.memory`).".to_owned(),
             ),
             ..StepFailure::new(format!("the build was ended: {trouble}"))
         })),
         PodTrouble::Evicted { message } if is_own_making(message) => {
             Verdict::Failed(BuildFailure::App(StepFailure {
                 hint: Some(
-                    "Let it write less, or give builds more room (`builds.scratchSizeLimit`).".to_owned(),
+                    "Let it write less, or give builds more room (`build.scratchSizeLimit`).".to_owned(),
                 ),
                 ..StepFailure::new(format!("the build was ended: {trouble}"))
             }))
         }
         PodTrouble::DeadlineExceeded => Verdict::Failed(BuildFailure::TimedOut { limit: time_limit }),
         PodTrouble::Evicted { .. } | PodTrouble::Disrupted { .. } => Verdict::Again(trouble.to_string()),
+        PodTrouble::Exited { exit_code, signal: None } if *exit_code == i32::from(NO_RECEIVER_STATUS) => {
+            Verdict::Again("the build's pod reached no receiver, where its credentials are had".to_owned())
+        }
         PodTrouble::CrashLoop { .. } | PodTrouble::Exited { .. } => {
             Verdict::Failed(BuildFailure::Platform(StepFailure {
                 cause: last_words(pod),
@@ -240,6 +243,13 @@ mod tests {
             "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]});
         let text = heading(judged(&killed, 5));
         assert_eq!(text, "the build was ended: it used more memory than its limit of 64Mi and was killed");
+    }
+
+    #[test]
+    fn a_pod_that_reached_no_receiver_is_tried_again() {
+        let status = serde_json::json!({"phase": "Failed", "containerStatuses": [{"name": "build", "image": "i", "imageID": "",
+            "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": NO_RECEIVER_STATUS}}}]});
+        assert!(matches!(judged(&status, 400), Verdict::Again(_)));
     }
 
     #[test]
