@@ -36,17 +36,25 @@ fn own_child() -> Option<ExitCode> {
     None
 }
 
-/// The operator's log goes to standard error: warnings and errors, or what `HEPHY_LOG` says.
+/// The operator's log goes to standard error: warnings and errors, or what `HEPHY_LOG` says; with
+/// `HEPHY_LOG_FORMAT=json` an object for each line.
 fn telemetry() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HEPHY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     // A file has no colours, whoever reads it (https://no-color.org).
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colours = !no_color && std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(colours)
-        .with_target(false)
-        .init();
+        .with_target(false);
+    match std::env::var("HEPHY_LOG_FORMAT").unwrap_or_default().as_str() {
+        "json" => log.with_ansi(false).json().flatten_event(true).init(),
+        "" | "text" => log.init(),
+        other => {
+            log.init();
+            tracing::warn!(format = other, "HEPHY_LOG_FORMAT is neither `json` nor `text`: it is text");
+        }
+    }
 }

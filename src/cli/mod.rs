@@ -12,6 +12,7 @@ use crate::model::AppName;
 mod base;
 pub mod build;
 mod cache;
+mod forward;
 mod keys;
 mod remote;
 mod render;
@@ -45,6 +46,9 @@ enum Subject {
     Router(Box<router::RouterArguments>),
     /// Receive, build, publish and release on a cluster; its Helm chart runs this
     Serve(Box<serve::ServeArguments>),
+    /// Lead an address of this machine's loopback elsewhere; the Helm chart runs this on nodes
+    #[command(hide = true)]
+    Forward(forward::ForwardArguments),
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArguments>),
     /// Make a base image from Debian's packages
@@ -71,6 +75,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Subject::Up(arguments) => up::run(*arguments),
         Subject::Router(arguments) => router::run(*arguments),
         Subject::Serve(arguments) => serve::run(*arguments),
+        Subject::Forward(arguments) => forward::run(&arguments),
         Subject::Build(arguments) => build::run(&arguments),
         Subject::Base(arguments) => base::run(&arguments),
         Subject::Cache(arguments) => cache::run(&arguments),
@@ -158,6 +163,20 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn problem(text: &str) {
     for line in text.lines() {
         eprintln!(" !     {line}");
+    }
+}
+
+/// Whether what runs for a long time logs in JSON: then all that it says is there.
+fn logs_json() -> bool {
+    std::env::var_os("HEPHY_LOG_FORMAT").is_some_and(|format| format == "json")
+}
+
+/// Shows what a server ended of, where its operator looks.
+fn operators_problem(text: &str) {
+    if logs_json() {
+        tracing::error!(error = text, "hephy ended");
+    } else {
+        problem(text);
     }
 }
 

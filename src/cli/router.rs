@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{chain, line, problem};
+use super::{chain, line, logs_json, operators_problem};
 use crate::config::server::Domain;
 use crate::serve::router::{Listening, RouterSettings, route};
 
@@ -76,7 +76,7 @@ pub(super) fn run(arguments: RouterArguments) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
-            problem(&text);
+            operators_problem(&text);
             ExitCode::FAILURE
         }
     }
@@ -84,6 +84,10 @@ pub(super) fn run(arguments: RouterArguments) -> ExitCode {
 
 fn show(domain: &str, listening: &Listening) {
     let Listening { namespace, http, https, health } = listening;
+    if logs_json() {
+        let https = https.map(tracing::field::display);
+        return tracing::info!(domain, namespace, %http, https, %health, "hephy routes");
+    }
     line(&format!("-----> Routing APP.{domain} to the apps of the namespace {namespace}"));
     line(&format!("       HTTP    {http}"));
     if let Some(https) = https {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::verbs::SshVerbs;
-use super::{chain, problem};
+use super::{chain, operators_problem};
 use crate::config::cluster::ClusterSettings;
 use crate::model::PublicKey;
 use crate::receive::keys::name_for_login;
@@ -26,7 +26,7 @@ pub(super) fn run(arguments: ServeArguments) -> ExitCode {
     match try_run(arguments.settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
-            problem(&text);
+            operators_problem(&text);
             ExitCode::FAILURE
         }
     }

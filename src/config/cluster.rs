@@ -67,6 +67,15 @@ pub struct ClusterSettings {
     /// The Secret with the certificate of the Ingresses, in the apps' namespace
     #[arg(long, value_name = "NAME")]
     pub ingress_tls_secret: Option<String>,
+    /// Make an HTTPRoute for each app, of this Gateway
+    #[arg(long, value_name = "NAME", conflicts_with = "ingress")]
+    pub gateway: Option<String>,
+    /// The namespace of the Gateway [default: that of the apps]
+    #[arg(long, value_name = "NAMESPACE", requires = "gateway")]
+    pub gateway_namespace: Option<String>,
+    /// The listener of the Gateway [default: all]
+    #[arg(long, value_name = "NAME", requires = "gateway")]
+    pub gateway_section: Option<String>,
     /// A registry of yours: HOST or HOST/PREFIX
     #[arg(long, value_name = "HOST[/PREFIX]", conflicts_with = "registry")]
     pub registry_url: Option<String>,
@@ -139,6 +148,8 @@ pub struct BuildPods {
     pub node_selector: BTreeMap<String, String>,
     /// `false`: a user namespace for each pod.
     pub host_users: bool,
+    /// How large the layers and files of one build may become, as a quantity; no limit if empty.
+    pub scratch_size_limit: Option<String>,
     /// When our image is pulled.
     pub image_pull_policy: Option<String>,
     /// What our image is pulled with.
@@ -152,6 +163,7 @@ impl Default for BuildPods {
             tolerations: Vec::new(),
             node_selector: BTreeMap::new(),
             host_users: true,
+            scratch_size_limit: None,
             image_pull_policy: None,
             image_pull_secrets: Vec::new(),
         }

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{AppArmorProfile, Capabilities, ResourceRequirements, SecurityContext};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admins::{AdminsError, FirstAdmins};
 use super::people::People;
 use super::ports::{ListenError, listen};
 use super::probes::{self, Readiness};
@@ -32,7 +33,6 @@ use crate::oci::{Host, NameError, RepositoryName};
 use crate::publish::{Access, Place, Publisher};
 use crate::push::log::Logs;
 use crate::push::{Archive, Metrics, Pushes, Sources, Stages};
-use crate::receive::keys::{self, KeysError, Role};
 use crate::receive::{self, HostKey};
 use crate::registry::client::CredentialsError;
 use crate::registry::server as registry;
@@ -113,8 +113,8 @@ pub enum ServeError {
     #[error("cannot use the registry's credentials")]
     Credentials(#[source] CredentialsError),
     /// The first admins.
-    #[error("cannot make the first admins")]
-    Admin(#[from] KeysError),
+    #[error(transparent)]
+    Admins(#[from] AdminsError),
 }
 
 /// What the server is started with.
@@ -141,7 +141,8 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let secrets = Secrets::new(&cluster, &namespace);
     let object_store = Arc::new(KubernetesStore::new(&cluster.client(), &given.apps_namespace));
     object_store.check().await?;
-    let host_key = secrets.host_key(&format!("{}-host-key", given.name)).await?;
+    let host_key_name = format!("{}-host-key", given.name);
+    let host_key = secrets.host_key(&host_key_name).await?;
     let own_registry = match given.registry {
         Some(address) => Some((own_registry(&settings.data).await?, listen(address, "--registry").await?)),
         None => None,
@@ -153,7 +154,8 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     // Nobody has its private half: whoever runs the cluster names the first admins to the chart.
     let operator = HostKey::open(&settings.data.join("operator_ed25519_key")).map_err(UpError::Key)?;
     let people = People::new(object_store, addresses.clone(), operator.public_key().clone());
-    make_admins(&people, &stages, start.first_admins.clone(), &tell).await?;
+    let first = FirstAdmins { people: &people, secrets: &secrets, marked: &host_key_name };
+    first.make(&*stages.store, start.first_admins.clone(), &tell).await?;
     let server = Server {
         settings: Arc::clone(&settings),
         addresses: addresses.clone(),
@@ -339,10 +341,24 @@ fn job_config(settings: &ClusterSettings, pods: &Pods, place: &Place) -> Result<
         tolerations,
         node_selector: pods.node_selector.clone(),
         host_users: (!pods.host_users).then_some(false),
+        security_context: (!pods.host_users).then(own_users),
+        scratch_size_limit: pods.scratch_size_limit.clone().filter(|limit| !limit.is_empty()),
         registry,
         parallel_per_architecture: settings.builds.unwrap_or(2),
         ..JobConfig::new(settings.builds_namespace.clone(), settings.image.clone())
     })
+}
+
+/// What an engine needs to mount in a user namespace that is its pod's alone, and so stands on the highest rung there.
+fn own_users() -> SecurityContext {
+    let added = Capabilities { add: Some(vec!["SYS_ADMIN".to_owned()]), drop: None };
+    // The usual profile of AppArmor refuses every mount.
+    let unconfined = AppArmorProfile { type_: "Unconfined".to_owned(), localhost_profile: None };
+    SecurityContext {
+        capabilities: Some(added),
+        app_armor_profile: Some(unconfined),
+        ..SecurityContext::default()
+    }
 }
 
 fn quantities(given: &BTreeMap<String, String>) -> Option<BTreeMap<String, Quantity>> {
@@ -359,6 +375,13 @@ fn runtime_config(start: &Start, settings: &Settings, pods: &Pods) -> Result<Kub
             class: given.ingress_class.clone(),
             annotations: given.ingress_annotation.iter().cloned().collect(),
             tls_secret: given.ingress_tls_secret.clone(),
+        }
+    } else if let Some(gateway) = &given.gateway {
+        Exposure::HttpRoute {
+            domain: given.domain.as_str().to_owned(),
+            gateway: gateway.clone(),
+            gateway_namespace: given.gateway_namespace.clone(),
+            section: given.gateway_section.clone(),
         }
     } else {
         Exposure::Services
@@ -401,28 +424,6 @@ async fn adopt_builds(server: Server) {
             tracing::error!(error = %Chain(&error), "what other servers left cannot be looked at");
         }
     }
-}
-
-/// Makes admins of the keys that the installation names, where there are no users yet.
-async fn make_admins(
-    people: &People,
-    stages: &Stages,
-    admins: Vec<FirstAdmin>,
-    tell: &(impl Fn(Notice) + Send + Sync),
-) -> Result<(), KeysError> {
-    if !keys::nobody_yet(&*stages.store).await? {
-        return Ok(());
-    }
-    for admin in admins {
-        for (called, key) in &admin.keys {
-            people.add_key(&admin.name, Role::Admin, key, Some(called)).await?;
-        }
-        tell(Notice::Admin {
-            name: admin.name,
-            keys: admin.keys.into_iter().map(|(called, _)| called).collect(),
-        });
-    }
-    Ok(())
 }
 
 /// The listening parts.

@@ -16,8 +16,10 @@ use crate::push::log::LogReader;
 use crate::push::{Pushes, Stages};
 use crate::receive::{Command, Handler, Session};
 
+mod admins;
 mod busy;
 pub mod cluster;
+pub mod forward;
 mod git;
 mod options;
 pub mod people;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Secret as KubernetesSecret;
 use kube::Api;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 
 use crate::kubernetes::{Cluster, MANAGER, managed_by};
 use crate::model::Secret;
@@ -26,7 +26,7 @@ pub enum SecretError {
     /// The API server.
     #[error("cannot {doing} the Secret `{name}` in the namespace `{namespace}`")]
     Api {
-        /// `read` or `make`.
+        /// `read`, `make` or `mark`.
         doing: &'static str,
         /// Which.
         name: String,
@@ -61,6 +61,11 @@ impl Secrets {
         Self { api: Api::namespaced(cluster.client(), namespace), namespace: namespace.to_owned() }
     }
 
+    #[cfg(test)]
+    pub(super) fn of(api: Api<KubernetesSecret>) -> Self {
+        Self { api, namespace: "hephy".to_owned() }
+    }
+
     /// The SSH host key in `name`; made if there is none.
     pub(super) async fn host_key(&self, name: &str) -> Result<HostKey, SecretError> {
         if self.read(name).await?.is_none() {
@@ -88,6 +93,25 @@ impl Secrets {
     /// The Docker configuration in `name`.
     pub(super) async fn docker_config(&self, name: &str) -> Result<Secret<String>, SecretError> {
         self.entry(name, DOCKER_CONFIG).await
+    }
+
+    /// What an annotation of `name` says.
+    pub(super) async fn mark(&self, name: &str, annotation: &str) -> Result<Option<String>, SecretError> {
+        let annotations = self.read(name).await?.and_then(|secret| secret.metadata.annotations);
+        Ok(annotations.and_then(|mut annotations| annotations.remove(annotation)))
+    }
+
+    /// Sets an annotation of `name`.
+    pub(super) async fn set_mark(
+        &self,
+        name: &str,
+        annotation: &str,
+        value: &str,
+    ) -> Result<(), SecretError> {
+        let fields = serde_json::json!({"metadata": {"annotations": {annotation: value}}});
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let written = self.api.patch(name, &parameters, &Patch::Merge(fields)).await;
+        written.map(drop).map_err(|error| self.error("mark", name, error))
     }
 
     async fn entry(&self, name: &str, entry: &'static str) -> Result<Secret<String>, SecretError> {
