@@ -4,6 +4,7 @@
 mod architecture;
 mod bases;
 mod build;
+mod chart;
 mod cluster;
 mod crds;
 mod dependencies;

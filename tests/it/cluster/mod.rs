@@ -1,5 +1,6 @@
 //! On a real cluster of two architectures: `scripts/test-cluster` starts it and runs what is ignored otherwise.
 
+mod chart;
 mod driver;
 mod installation;
 mod router;
