@@ -234,9 +234,23 @@ impl StepFailure {
     }
 }
 
+/// What a driver builds on, as people are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Builders {
+    /// The machine that the server runs on.
+    ThisMachine,
+    /// The nodes of a cluster.
+    Nodes,
+}
+
 /// Something that builds images: see the module.
 #[async_trait]
 pub trait Driver: Send + Sync {
+    /// What it builds on.
+    fn builders(&self) -> Builders {
+        Builders::ThisMachine
+    }
+
     /// The platforms whose programs this driver runs natively now.
     async fn platforms(&self) -> Result<Vec<Platform>, BuildFailure>;
 

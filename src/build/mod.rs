@@ -50,8 +50,8 @@ pub use contexts::{
     ContextPlace, ContextRequest, FetchedContext, GitContext, GitContextOptions, fetch_context,
 };
 pub use driver::{
-    BuildFailure, BuildLimits, BuildRequest, BuiltLayer, CacheUse, Compression, Driver, LayerOrigin,
-    Location, NetworkMode, StepFailure, chain,
+    BuildFailure, BuildLimits, BuildRequest, Builders, BuiltLayer, CacheUse, Compression, Driver,
+    LayerOrigin, Location, NetworkMode, StepFailure, chain,
 };
 pub use engine::{Afterwards, BuildOptions, EventSink, build, layers_directory};
 pub use event::{BuildEvent, MAX_LINE_BYTES, NumberedEvent, StepState, elapsed};

@@ -72,6 +72,13 @@ impl Publisher {
         Ok(())
     }
 
+    /// Whether the registry has a published index. One that cannot be asked has none.
+    pub async fn has(&self, published: &PublishedIndex) -> bool {
+        let Ok(name) = published.repository.parse::<RepositoryName>() else { return false };
+        let repository = Repository { host: self.place.host.clone(), name };
+        matches!(self.client.head_manifest(&repository, &Target::Digest(published.digest)).await, Ok(Some(_)))
+    }
+
     fn repository(&self, app: &AppName) -> Result<Repository, PublishError> {
         Ok(self.place.repository(app)?)
     }

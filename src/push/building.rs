@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::log::LogWriter;
 use super::{Ended, Failure, Stages, tell};
-use crate::build::{BuildEvent, BuildFailure, BuildLimits, BuildRequest, CacheUse, Compression, NetworkMode};
+use crate::build::{
+    BuildEvent, BuildFailure, BuildLimits, BuildRequest, Builders, CacheUse, Compression, NetworkMode,
+};
 use crate::model::{Build, Chain, Method, Plan, PlatformImage, PushEvent};
 use crate::oci::{Platform, Reference};
 
@@ -25,8 +27,12 @@ pub(super) async fn build(
     let directory = stages.logs.build_directory(&build.app, build.number);
     let context = directory.join("context");
     export(stages, build, &context).await?;
-    let native = if plan.platforms.len() == 1 { "natively" } else { "natively, in parallel" };
-    tell(log, PushEvent::Heading(format!("Building {native}"))).await;
+    let place = match (stages.driver.builders(), plan.platforms.len()) {
+        (Builders::ThisMachine, _) => "natively".to_owned(),
+        (Builders::Nodes, 1) => "on 1 node".to_owned(),
+        (Builders::Nodes, several) => format!("on {several} nodes"),
+    };
+    tell(log, PushEvent::Heading(format!("Building {place}"))).await;
 
     let cancel = cancel.child_token();
     let (lines, mut received) = mpsc::channel(256);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{BuildLimits, Driver};
+use crate::build::{BuildLimits, Builders, Driver};
 use crate::config::address::Addresses;
 use crate::git::Repository;
 use crate::kubernetes::Leases;
@@ -23,6 +23,7 @@ use crate::model::{
 use crate::publish::{Place, Publisher};
 use crate::rollout::Runtime;
 
+mod again;
 mod archive;
 mod building;
 pub mod change;
@@ -106,10 +107,13 @@ pub async fn advance(
         state = match state {
             BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
             BuildState::Detected(recipe) => BuildState::Planned(plan(stages, build, recipe, log).await?),
-            BuildState::Planned(plan) => {
-                let images = building::build(stages, build, &plan, log, cancel).await?;
-                BuildState::Built { plan, images }
-            }
+            BuildState::Planned(plan) => match again::built_before(stages, build, &plan, log).await? {
+                Some(index) => BuildState::Published { plan, index },
+                None => {
+                    let images = building::build(stages, build, &plan, log, cancel).await?;
+                    BuildState::Built { plan, images }
+                }
+            },
             BuildState::Built { plan, images } => {
                 let index = publish(stages, build, &images, log).await?;
                 BuildState::Published { plan, index }
@@ -213,7 +217,11 @@ async fn plan(stages: &Stages, build: &Build, recipe: Recipe, log: &mut LogWrite
     let names = plan.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let (word, why) = (
         if plan.platforms.len() == 1 { "platform" } else { "platforms" },
-        if asked { "hephy.toml" } else { "what builds here natively" },
+        match (asked, stages.driver.builders()) {
+            (true, _) => "hephy.toml",
+            (false, Builders::ThisMachine) => "what builds here natively",
+            (false, Builders::Nodes) => "the ready nodes' architectures",
+        },
     );
     tell(log, PushEvent::Line(format!("{word} {names} ({why})"))).await;
     Ok(plan)

@@ -28,7 +28,8 @@ pub use config::{JobConfig, RegistryNames};
 pub use job::{TICKET_SUM, TICKET_USED};
 
 use crate::build::{
-    BuildEvent, BuildFailure, BuildRequest, Driver, PushedSource, StepFailure, find_report, push_source,
+    BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, StepFailure, find_report,
+    push_source,
 };
 use crate::kubernetes::Cluster;
 use crate::model::PlatformImage;
@@ -167,6 +168,10 @@ impl KubernetesDriver {
 
 #[async_trait]
 impl Driver for KubernetesDriver {
+    fn builders(&self) -> Builders {
+        Builders::Nodes
+    }
+
     async fn platforms(&self) -> Result<Vec<Platform>, BuildFailure> {
         let nodes: Api<Node> = Api::all(self.cluster.client());
         let nodes =

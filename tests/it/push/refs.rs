@@ -59,6 +59,26 @@ fn a_push_with_nothing_to_send_says_what_is_deployed_and_deploy_does_it_again() 
 }
 
 #[test]
+fn a_commit_that_was_built_before_is_released_without_building_and_deploy_builds_it() {
+    let machine = Machine::start();
+    let app = machine.web("back", "one");
+    app.push().succeeded();
+    app.commit(&[("www/index.html", "two")]);
+    app.push().succeeded();
+    app.git(&["reset", "-q", "--hard", "HEAD~1"]).succeeded();
+    let again = app.git(&["push", "--force", "deis", "main"]).succeeded();
+    let again = again.says(&["was built before, by build #1", "deploy -a back", "Released v3"]);
+    assert!(!again.stderr.contains("Building"), "{}", again.stderr);
+    assert_eq!(machine.get("back", "/").unwrap(), (200, "one".to_owned()));
+    let deployed = machine.verb("deploy -a back").succeeded();
+    deployed.says(&["Building natively", "Released v4"]);
+    app.git(&["reset", "-q", "--hard", "ORIG_HEAD"]).succeeded();
+    app.git(&["push", "-o", "no-cache", "deis", "main"])
+        .succeeded()
+        .says(&["Building natively", "Released v5"]);
+}
+
+#[test]
 fn a_push_from_a_shallow_clone_works_and_so_does_the_whole_history_after_it() {
     let machine = Machine::start();
     let app = machine.web("shallow", "one");
