@@ -11,7 +11,6 @@ use super::remote::Operator;
 use super::verbs::SshVerbs;
 use super::{chain, default_data, line, problem};
 use crate::config::server::{GivenSettings, HostPort, Settings};
-use crate::model::RefName;
 use crate::receive::key_files::{KeyFile, own_keys};
 use crate::receive::keys::name_for_login;
 use crate::sandbox::preflight::{self, Needs, Severity};
@@ -44,9 +43,6 @@ fn try_run(arguments: UpArguments) -> Result<ExitCode, String> {
         // Builds begin somewhere else, and a push is no time to learn that it is not there.
         *bundle = std::path::absolute(&*bundle).map_err(|error| format!("--ca-bundle: {error}"))?;
         super::build::read_bundle(bundle)?;
-    }
-    if let Some(branch) = &settings.deploy_branch {
-        RefName::branch(branch).map_err(|error| format!("--deploy-branch: {error}"))?;
     }
     let executable = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     if !checked(&settings.data, &executable) {

@@ -141,6 +141,9 @@ pub enum SettingsError {
         #[source]
         source: Box<serde_json::Error>,
     },
+    /// No branch can have the name.
+    #[error("--deploy-branch: {0}")]
+    Branch(#[from] crate::model::RefNameError),
     /// Nothing says where the data is.
     #[error("neither `--data`, XDG_DATA_HOME nor HOME says where to keep the data: give `--data DIRECTORY`")]
     NoData,
@@ -165,6 +168,8 @@ impl GivenSettings {
         const GIB: u64 = 1024 * 1024 * 1024;
         let seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let deploy_branch = self.deploy_branch.or(file.deploy_branch);
+        deploy_branch.as_deref().map(crate::model::RefName::branch).transpose()?;
         Ok(Settings {
             ssh: self.ssh.or(file.ssh).unwrap_or_else(|| loopback(2222)),
             registry: self.registry.or(file.registry).unwrap_or_else(|| loopback(5000)),
@@ -172,7 +177,7 @@ impl GivenSettings {
             domain: self.domain.or(file.domain).unwrap_or_else(|| Domain("localhost".to_owned())),
             public_ssh: self.public_ssh.or(file.public_ssh),
             data: self.data.or(file.data).or(default_data).ok_or(SettingsError::NoData)?,
-            deploy_branch: self.deploy_branch.or(file.deploy_branch),
+            deploy_branch,
             builds: self.builds.or(file.builds).unwrap_or(2).max(1),
             build_timeout: seconds(self.build_timeout.or(file.build_timeout), 3600),
             build_memory_bytes: self.build_memory.or(file.build_memory).map(|size| size.0),

@@ -50,6 +50,11 @@ impl Repository {
         Ok(packs.into_iter().map(|pack| pack.name).collect())
     }
 
+    /// The packs that are here.
+    pub fn packs(&self) -> Result<Vec<Pack>, GitError> {
+        in_directory(&self.object_directory().join("pack"))
+    }
+
     /// A directory on the repository's own disk for packs that are on their way.
     pub fn arrivals(&self) -> Result<tempfile::TempDir, GitError> {
         let directory = self.object_directory();

@@ -311,6 +311,15 @@ pub async fn list<T: Object>(store: &dyn Store, prefix: &str) -> Result<Vec<T>, 
     documents.into_iter().map(|(name, document)| Ok(decode(&name, document)?.object)).collect()
 }
 
+/// Reads all objects whose name begins with `prefix`, by name, each for itself: one that is malformed hides no other.
+pub async fn list_each<T: Object>(
+    store: &dyn Store,
+    prefix: &str,
+) -> Result<Vec<Result<T, StoreError>>, StoreError> {
+    let documents = store.list(T::KIND, prefix).await?;
+    Ok(documents.into_iter().map(|(name, document)| Ok(decode(&name, document)?.object)).collect())
+}
+
 /// Writes a new object.
 pub async fn create<T: Object>(store: &dyn Store, object: T) -> Result<Versioned<T>, StoreError> {
     let version = store.create(T::KIND, &object.name(), encode(&object)?).await?;

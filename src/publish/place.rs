@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::model::{AppName, Secret};
+use crate::model::AppName;
 use crate::oci::{Host, Repository, RepositoryName};
-use crate::registry::client::{Client, ClientConfig, Credential, Credentials, CredentialsError, Reach};
+use crate::registry::client::{
+    Client, ClientConfig, Credential, Credentials, CredentialsError, DockerConfig, Reach,
+};
 use crate::registry::server::{TokenIssuer, docker_config};
 
 /// Where a platform keeps what it publishes.
@@ -26,7 +28,7 @@ pub enum Access {
     /// Who has a token of ours: the registry is our own.
     Tokens(TokenIssuer),
     /// Who has what this Docker configuration says: the registry is somebody else's.
-    DockerConfig(Secret<String>),
+    DockerConfig(DockerConfig),
     /// Everybody.
     Open,
 }
@@ -62,7 +64,7 @@ impl Place {
     pub fn docker_config(&self, app: &AppName, valid: Duration) -> Option<String> {
         match &self.access {
             Access::Tokens(tokens) => Some(docker_config(&self.host, &tokens.for_build(app, valid))),
-            Access::DockerConfig(config) => Some(config.reveal().clone()),
+            Access::DockerConfig(config) => Some(config.text().reveal().clone()),
             Access::Open => None,
         }
     }
@@ -75,7 +77,7 @@ impl Place {
                 let credential = Credential::Basic { username: "hephy".to_owned(), password: token };
                 Credentials::none().with(&self.host, credential)
             }
-            Access::DockerConfig(config) => Credentials::docker_config_json(config.reveal())?,
+            Access::DockerConfig(config) => Credentials::live(config.clone()),
             Access::Open => Credentials::none(),
         };
         let reach = if self.is_plain { Reach::plain(self.host.clone()) } else { Reach::default() };

@@ -24,7 +24,7 @@ pub(super) async fn build(
     log: &mut LogWriter,
     cancel: &CancellationToken,
 ) -> Result<Vec<PlatformImage>, Ended> {
-    let directory = stages.logs.build_directory(&build.app, build.number);
+    let directory = stages.logs.build_directory(build);
     let context = directory.join("context");
     export(stages, build, &context).await?;
     let place = match (stages.driver.builders(), plan.platforms.len()) {

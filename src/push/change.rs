@@ -8,7 +8,7 @@ use super::claim::{self, ClaimError};
 use super::{Ended, Failure, Stages, rolling};
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Config, EnvName, FORMAT, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber,
+    App, AppName, Claim, Config, EnvName, FORMAT, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber,
     Secret, UserName,
 };
 use crate::release::Ingredients;
@@ -25,6 +25,12 @@ pub enum ChangeError {
     /// The new release does not run.
     #[error("{}", .0.reason)]
     Failed(Failure),
+    /// Nothing may be begun on the app now.
+    #[error(transparent)]
+    Claim(ClaimError),
+    /// Another server has taken the work over.
+    #[error("this server was cut off from the cluster, and another puts the app right: look with `ps`")]
+    Lost,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -35,6 +41,7 @@ impl From<ClaimError> for ChangeError {
         match error {
             ClaimError::Busy(holder) => Self::Busy(holder),
             ClaimError::Store(error) => Self::Store(error),
+            other => Self::Claim(other),
         }
     }
 }
@@ -50,7 +57,7 @@ pub async fn config(
     changes: VariableChanges,
     lines: mpsc::UnboundedSender<PushEvent>,
 ) -> Result<Option<ReleaseNumber>, ChangeError> {
-    held(stages, app, by, async {
+    held(stages, app, by, |claim| async move {
         let before = crate::release::next_config(&*stages.store, app).await?;
         let mut after = before.clone();
         for (name, value) in &changes {
@@ -65,7 +72,7 @@ pub async fn config(
         write_config(stages, after.clone()).await?;
         let Some(current) = super::current_release(stages, app).await? else { return Ok(None) };
         let summary = summary(by, &changes);
-        let released = release(stages, &current, after, by, summary, lines).await;
+        let released = release((stages, claim), &current, after, by, summary, lines).await;
         if released.is_err() {
             // What does not run is not what the next push is released with.
             write_config(stages, before).await?;
@@ -95,12 +102,12 @@ pub async fn rollback(
     number: ReleaseNumber,
     lines: mpsc::UnboundedSender<PushEvent>,
 ) -> Result<ReleaseNumber, ChangeError> {
-    held(stages, app, by, async {
+    held(stages, app, by, |claim| async move {
         let older = crate::release::find(&*stages.store, app, number).await?;
         let config = crate::release::config_of(&*stages.store, &older).await?;
         let next = Config { release: None, ..config.clone() };
         let summary = format!("{by} rolled back to {number}");
-        let released = release(stages, &older, config, by, summary, lines).await?;
+        let released = release((stages, claim), &older, config, by, summary, lines).await?;
         write_config(stages, next).await?;
         Ok(released)
     })
@@ -115,7 +122,7 @@ pub async fn scale(
     counts: &BTreeMap<ProcessType, u32>,
     lines: mpsc::UnboundedSender<PushEvent>,
 ) -> Result<(), ChangeError> {
-    held(stages, app, by, async {
+    held(stages, app, by, |_| async {
         let current = super::current_release(stages, app).await?;
         if let Some(release) = &current {
             let unknown = counts.keys().find(|process_type| !release.processes.contains_key(process_type));
@@ -157,7 +164,7 @@ async fn write_config(stages: &Stages, config: Config) -> Result<(), StoreError>
 }
 
 async fn release(
-    stages: &Stages,
+    (stages, claim): (&Stages, Claim),
     of: &Release,
     config: Config,
     by: &UserName,
@@ -167,22 +174,29 @@ async fn release(
     let ingredients = Ingredients::of(of, config, by, summary);
     let release = crate::release::release(&*stages.store, &of.app, ingredients).await?;
     super::tag(stages, &release).await.map_err(ChangeError::Failed)?;
-    match rolling::roll(stages, &release, lines, |_| Ok(())).await {
+    match rolling::roll((stages, claim), &release, lines, |_| Ok(())).await {
         Ok(()) => Ok(release.number),
         Err(Ended::Failed(failure)) => Err(ChangeError::Failed(failure)),
         Err(Ended::Cancelled(reason)) => Err(ChangeError::Nothing(reason.sentence().to_owned())),
+        Err(Ended::NotOurs) => Err(ChangeError::Lost),
     }
 }
 
 /// Runs `work` while the app is held; frees it whatever comes of it.
-async fn held<T>(
+async fn held<T, F: Future<Output = Result<T, ChangeError>> + Send>(
     stages: &Stages,
     app: &AppName,
     by: &UserName,
-    work: impl Future<Output = Result<T, ChangeError>> + Send,
+    work: impl FnOnce(Claim) -> F + Send,
 ) -> Result<T, ChangeError> {
-    let claimed = claim::claim_change(&*stages.store, app, by).await?;
-    let result = work.await;
-    claim::free(&*stages.store, app, claimed).await?;
+    let (claimed, hold) = claim::claim_change(stages, app, by).await?;
+    let result = tokio::select! {
+        result = work(claimed) => result,
+        // Who has the right now frees the app.
+        () = hold.lost() => return Err(ChangeError::Lost),
+    };
+    let freed = claim::free(&*stages.store, app, claimed).await;
+    hold.release().await;
+    freed?;
     result
 }

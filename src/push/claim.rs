@@ -1,6 +1,12 @@
 //! One build at a time: an app is claimed by writing who holds it into the App, and freed the same way.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Hold, Stages};
+use crate::kubernetes::LeaseError;
 
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{
@@ -14,10 +20,23 @@ pub enum ClaimError {
     /// Somebody else works on it.
     #[error("the app is busy")]
     Busy(Box<Holder>),
+    /// This server is being stopped, and begins nothing.
+    #[error("the server is being stopped: try again in a moment")]
+    Stopping,
+    /// Another server works on the app and does not say at what.
+    #[error("another server has the app and does not let go of it: try again in a minute")]
+    Elsewhere,
+    /// The right to work on the app cannot be asked for.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+/// How long another server may take from the right to work on an app to saying at what, or from freeing it to giving the
+/// right up.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// What a build is to be made of.
 #[derive(Debug, Clone)]
@@ -39,7 +58,18 @@ pub struct BuildOrder {
 /// Claims the app for a new build, and makes the build.
 ///
 /// A crash between the two writes leaves a claim for a build that is not there, which [`super::Pushes::recover`] frees.
-pub async fn claim_build(store: &dyn Store, order: BuildOrder) -> Result<Build, ClaimError> {
+pub async fn claim_build(stages: &Stages, order: BuildOrder) -> Result<(Build, Hold), ClaimError> {
+    let hold = right(stages, &order.app).await?;
+    match make_build(&*stages.store, order).await {
+        Ok(build) => Ok((build, hold)),
+        Err(error) => {
+            hold.release().await;
+            Err(error)
+        }
+    }
+}
+
+async fn make_build(store: &dyn Store, order: BuildOrder) -> Result<Build, ClaimError> {
     let number = claim(store, &order.app, &order.by, |app| {
         let number = app.next_build();
         (Claim::Build(number), number)
@@ -68,12 +98,44 @@ pub async fn claim_build(store: &dyn Store, order: BuildOrder) -> Result<Build, 
 }
 
 /// Claims the app for a change without a build.
-pub async fn claim_change(store: &dyn Store, app: &AppName, by: &UserName) -> Result<Claim, ClaimError> {
-    claim(store, app, by, |app| {
+pub async fn claim_change(
+    stages: &Stages,
+    app: &AppName,
+    by: &UserName,
+) -> Result<(Claim, Hold), ClaimError> {
+    if stages.stopping.is_cancelled() {
+        return Err(ClaimError::Stopping);
+    }
+    let hold = right(stages, app).await?;
+    let claimed = claim(&*stages.store, app, by, |app| {
         let claim = Claim::Change(ReleaseNumber(app.last_release + 1));
         (claim, claim)
-    })
-    .await
+    });
+    match claimed.await {
+        Ok(claim) => Ok((claim, hold)),
+        Err(error) => {
+            hold.release().await;
+            Err(error)
+        }
+    }
+}
+
+/// Gets the right to work on an app. Whoever has it says soon at what, or lets go.
+async fn right(stages: &Stages, app: &AppName) -> Result<Hold, ClaimError> {
+    let begun = Instant::now();
+    loop {
+        if let Some(hold) = stages.hold(app).await? {
+            return Ok(hold);
+        }
+        let holder = store::load::<App>(&*stages.store, &ObjectName::of(app)).await?;
+        if let Some(holder) = holder.and_then(|read| read.object.holder) {
+            return Err(ClaimError::Busy(Box::new(holder)));
+        }
+        if begun.elapsed() > HANDOVER {
+            return Err(ClaimError::Elsewhere);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 async fn claim<T: Send>(

@@ -12,6 +12,8 @@ pub enum Ended {
     Failed(Failure),
     /// It was stopped.
     Cancelled(CancelReason),
+    /// Another server goes on with it, or has ended it: nothing of it is written here any more.
+    NotOurs,
 }
 
 /// A failure in words.

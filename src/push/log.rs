@@ -26,6 +26,9 @@ const MAX_TEXT_BYTES: usize = 16 * 1024;
 /// How long a build that has ended waits for its log to be in the archive.
 const ARCHIVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// The file beside a log that says that it has all lines of the build.
+const WHOLE: &str = "whole";
+
 type Key = (AppName, BuildNumber);
 
 /// The logs of all builds, below one directory.
@@ -55,7 +58,7 @@ pub struct LogReader {
 }
 
 impl Logs {
-    /// Logs in `directory/<app>/<number>/log`.
+    /// Logs in `directory/<app>/<number>-<when it was made>/log`.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
         Self { directory, running: Arc::default(), archive: None }
@@ -70,30 +73,47 @@ impl Logs {
     /// Puts the log of a build that ends into the archive. A log that is not there stops no build; the operator is told.
     pub async fn keep(&self, build: &Build) {
         let Some(archive) = &self.archive else { return };
-        let log = self.build_directory(&build.app, build.number).join("log");
+        let log = self.build_directory(build).join("log");
         let put = tokio::time::timeout(ARCHIVE_PATIENCE, archive.put(build, &log)).await;
         let error = match put {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => {
+                // Where this is lacking, the log is looked for in the archive again.
+                drop(tokio::fs::write(log.with_extension(WHOLE), b"").await);
+                return;
+            }
             Ok(Err(error)) => Chain(&error).to_string(),
             Err(elapsed) => elapsed.to_string(),
         };
         tracing::error!(app = %build.app, build = %build.number, error, "a build's log is not in the registry");
     }
 
-    /// Gets the log of a build that has ended from the archive, unless it is here.
+    /// Gets the log of a build that has ended from the archive, unless it is here whole: what is here may end where
+    /// another server went on.
     pub async fn fetch(&self, build: &Build) -> Result<(), ArchiveError> {
         let Some(archive) = &self.archive else { return Ok(()) };
-        let log = self.build_directory(&build.app, build.number).join("log");
-        if build.outcome.is_some() && !tokio::fs::try_exists(&log).await? {
+        let log = self.build_directory(build).join("log");
+        let whole = log.with_extension(WHOLE);
+        if build.outcome.is_some() && !tokio::fs::try_exists(&whole).await? && !self.is_written(build) {
             archive.get(build, &log).await?;
+            if tokio::fs::try_exists(&log).await? {
+                tokio::fs::write(whole, b"").await?;
+            }
         }
         Ok(())
     }
 
-    /// The directory of one build.
+    /// Whether this process writes the log.
     #[must_use]
-    pub fn build_directory(&self, app: &AppName, build: BuildNumber) -> PathBuf {
-        self.directory.join(app.as_str()).join(build.0.to_string())
+    pub fn is_written(&self, build: &Build) -> bool {
+        let key = (build.app.clone(), build.number);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    }
+
+    /// The directory of one build. A build of the same number of an earlier app of that name has another.
+    #[must_use]
+    pub fn build_directory(&self, build: &Build) -> PathBuf {
+        let name = format!("{}-{}", build.number.0, build.created_at.as_millisecond());
+        self.directory.join(build.app.as_str()).join(name)
     }
 
     /// The directory of all builds of an app.
@@ -103,24 +123,24 @@ impl Logs {
     }
 
     /// Opens a build's log to append to it, after what is there already.
-    pub async fn write(&self, app: &AppName, build: BuildNumber) -> io::Result<LogWriter> {
-        let directory = self.build_directory(app, build);
+    pub async fn write(&self, build: &Build) -> io::Result<LogWriter> {
+        let directory = self.build_directory(build);
         tokio::fs::create_dir_all(&directory).await?;
         let path = directory.join("log");
         let (number, bytes) = whole_lines(&path).await?;
         let file = OpenOptions::new().create(true).append(true).open(&path).await?;
         file.set_len(bytes).await?;
         let (last, receiver) = watch::channel(number);
-        let key = (app.clone(), build);
+        let key = (build.app.clone(), build.number);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), receiver);
         Ok(LogWriter { file, last, bytes, key, running: Arc::clone(&self.running) })
     }
 
     /// Reads a build's log after line `after`; `None` if there is no log (yet).
-    pub async fn read(&self, app: &AppName, build: BuildNumber, after: u64) -> io::Result<Option<LogReader>> {
-        let key = (app.clone(), build);
+    pub async fn read(&self, build: &Build, after: u64) -> io::Result<Option<LogReader>> {
+        let key = (build.app.clone(), build.number);
         let last = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let file = match File::open(self.build_directory(app, build).join("log")).await {
+        let file = match File::open(self.build_directory(build).join("log")).await {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -240,8 +260,25 @@ impl LogReader {
 mod tests {
     use super::*;
 
-    fn app() -> (AppName, BuildNumber) {
-        ("hello".parse().unwrap(), BuildNumber(7))
+    fn build() -> Build {
+        let at = Timestamp::UNIX_EPOCH;
+        let commit = "0123456789012345678901234567890123456789".parse().unwrap();
+        let app: AppName = "hello".parse().unwrap();
+        let source =
+            crate::model::Source { app: app.clone(), build: BuildNumber(7), commit, committed_at: at };
+        Build {
+            format: 1,
+            app,
+            number: BuildNumber(7),
+            commit,
+            moves: Vec::new(),
+            by: "ada".parse().unwrap(),
+            created_at: at,
+            options: crate::model::PushOptions::default(),
+            state: crate::model::BuildState::Received(source),
+            cancel: None,
+            outcome: None,
+        }
     }
 
     fn line(text: &str) -> PushEvent {
@@ -260,10 +297,10 @@ mod tests {
     async fn a_follower_sees_what_was_and_what_comes_and_then_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::new(directory.path().to_owned());
-        let (name, build) = app();
-        let mut writer = logs.write(&name, build).await.unwrap();
+        let build = build();
+        let mut writer = logs.write(&build).await.unwrap();
         writer.write(line("one")).await.unwrap();
-        let mut reader = logs.read(&name, build, 0).await.unwrap().unwrap();
+        let mut reader = logs.read(&build, 0).await.unwrap().unwrap();
         let follower = tokio::spawn(async move { rest(&mut reader).await });
         writer.write(line("two")).await.unwrap();
         drop(writer);
@@ -274,14 +311,14 @@ mod tests {
     async fn a_torn_line_is_cut_and_numbers_go_on() {
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::new(directory.path().to_owned());
-        let (name, build) = app();
-        logs.write(&name, build).await.unwrap().write(line("one")).await.unwrap();
-        let path = logs.build_directory(&name, build).join("log");
+        let build = build();
+        logs.write(&build).await.unwrap().write(line("one")).await.unwrap();
+        let path = logs.build_directory(&build).join("log");
         let mut bytes = std::fs::read(&path).unwrap();
         bytes.extend_from_slice(b"{\"number\":2,\"at\":");
         std::fs::write(&path, bytes).unwrap();
-        logs.write(&name, build).await.unwrap().write(line("two")).await.unwrap();
-        let mut reader = logs.read(&name, build, 1).await.unwrap().unwrap();
+        logs.write(&build).await.unwrap().write(line("two")).await.unwrap();
+        let mut reader = logs.read(&build, 1).await.unwrap().unwrap();
         assert_eq!(rest(&mut reader).await, [(2, line("two"))]);
     }
 
@@ -289,9 +326,9 @@ mod tests {
     async fn a_very_long_line_is_cut_at_a_character() {
         let directory = tempfile::tempdir().unwrap();
         let logs = Logs::new(directory.path().to_owned());
-        let (name, build) = app();
-        logs.write(&name, build).await.unwrap().write(line(&"é".repeat(10_000_000))).await.unwrap();
-        let mut reader = logs.read(&name, build, 0).await.unwrap().unwrap();
+        let build = build();
+        logs.write(&build).await.unwrap().write(line(&"é".repeat(10_000_000))).await.unwrap();
+        let mut reader = logs.read(&build, 0).await.unwrap().unwrap();
         let PushEvent::Line(text) = reader.next().await.unwrap().unwrap().event else { panic!() };
         assert_eq!(text.len(), MAX_TEXT_BYTES + '…'.len_utf8());
     }

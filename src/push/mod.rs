@@ -29,8 +29,10 @@ mod building;
 pub mod change;
 pub mod claim;
 mod failure;
+mod hold;
 pub mod log;
 mod metrics;
+mod recovery;
 mod rolling;
 mod running;
 mod sources;
@@ -38,6 +40,7 @@ mod unwritten;
 
 pub use archive::{Archive, ArchiveError};
 pub use failure::{Ended, Failure};
+pub use hold::Hold;
 pub use metrics::Metrics;
 pub use rolling::{current_version, version};
 pub use running::{Attached, Pushes};
@@ -67,8 +70,10 @@ pub struct Stages {
     pub limits: BuildLimits,
     /// What is counted.
     pub metrics: Metrics,
-    /// Which server drives which build, where there are several.
+    /// Which server works on which app, where there are several.
     pub leases: Option<Leases>,
+    /// Fires when the server is told to stop: nothing new is begun.
+    pub stopping: CancellationToken,
 }
 
 impl std::fmt::Debug for Stages {
@@ -104,6 +109,7 @@ pub async fn advance(
     let mut state = build.state.clone();
     loop {
         let (stage, began) = (stage_after(&state), Instant::now());
+        let before = state.clone();
         state = match state {
             BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
             BuildState::Detected(recipe) => BuildState::Planned(plan(stages, build, recipe, log).await?),
@@ -130,7 +136,7 @@ pub async fn advance(
             }
         };
         stages.metrics.stage_took(stage, began.elapsed());
-        write_down(stages, build, &state).await?;
+        write_down(stages, build, (&before, &state)).await?;
     }
 }
 
@@ -146,10 +152,19 @@ const fn stage_after(state: &BuildState) -> &'static str {
     }
 }
 
-async fn write_down(stages: &Stages, build: &Build, state: &BuildState) -> Result<(), Ended> {
+/// Writes the value reached over the one before. Where there is another by now, somebody else drives the build.
+async fn write_down(
+    stages: &Stages,
+    build: &Build,
+    (before, state): (&BuildState, &BuildState),
+) -> Result<(), Ended> {
     let published = matches!(state, BuildState::Published { .. } | BuildState::Released { .. });
     let name = Build::object_name(&build.app, build.number);
     store::modify(&*stages.store, &name, |build: &mut Build| {
+        // The same already: the answer to a write that succeeded was lost.
+        if build.outcome.is_some() || ![before, state].contains(&&build.state) {
+            return Err(Ended::NotOurs);
+        }
         if let (Some(cancel), false) = (&build.cancel, published) {
             return Err(Ended::Cancelled(cancel.reason));
         }

@@ -9,7 +9,7 @@ use super::log::LogWriter;
 use super::{Ended, Failure, Stages, tell};
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{
-    App, AppName, Build, Chain, Fault, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber,
+    App, AppName, Build, Chain, Claim, Fault, ObjectName, ProcessType, PushEvent, Release, ReleaseNumber,
     ReleaseState,
 };
 use crate::rollout::{RuntimeError, Version, rollout};
@@ -51,7 +51,7 @@ pub(super) async fn roll_out(
     log: &mut LogWriter,
 ) -> Result<ReleaseNumber, Ended> {
     let (lines, mut received) = mpsc::unbounded_channel();
-    let rolled = roll(stages, release, lines, |app| {
+    let rolled = roll((stages, Claim::Build(build.number)), release, lines, |app| {
         app.move_refs(&build.moves).map_err(|name| {
             let reason = format!("{} was moved by another push", name.short());
             Failure::app(reason, vec!["fetch, then push again".to_owned()])
@@ -69,18 +69,24 @@ pub(super) async fn roll_out(
     Ok(release.number)
 }
 
-/// Starts a release, commits it together with what `also` changes in the App, and stops the one before.
+/// Starts a release, commits it together with what `also` changes in the App, and stops the one before. Only while the App is
+/// claimed for `claim`.
 ///
 /// `also` may run more than once. The order makes a crash anywhere harmless: before the swap the previous release
 /// is the current one and is restored, after it the new one is.
 pub(super) async fn roll(
-    stages: &Stages,
+    (stages, claim): (&Stages, Claim),
     release: &Release,
     lines: mpsc::UnboundedSender<PushEvent>,
     also: impl Fn(&mut App) -> Result<(), Failure> + Send + Sync,
 ) -> Result<(), Ended> {
     let app = store::require::<App>(&*stages.store, &ObjectName::of(&release.app)).await?.object;
+    let live = || ReleaseState::Live { at: jiff::Timestamp::now() };
     if app.current == Some(release.number) {
+        // Committed by a server that ended before it had said so.
+        if release.state == ReleaseState::Pending {
+            crate::release::conclude(&*stages.store, &release.app, release.number, live()).await?;
+        }
         return Ok(());
     }
     let version = version(&*stages.store, release.clone(), &app.scale).await?;
@@ -94,18 +100,18 @@ pub(super) async fn roll(
             return Err(failure.into());
         }
     };
-    match commit(stages, &release.app, release.number, also).await {
+    match commit((stages, claim), &release.app, release.number, also).await {
         Ok(()) => {}
-        Err(failure) => {
+        Err(Ended::Failed(failure)) => {
             if let Err(error) = rollout.undo().await {
                 tracing::error!(app = %release.app, error = %Chain(&error), "the previous release cannot be restored");
             }
             fail(stages, release, &failure).await?;
             return Err(failure.into());
         }
+        Err(other) => return Err(other),
     }
-    let live = ReleaseState::Live { at: jiff::Timestamp::now() };
-    crate::release::conclude(&*stages.store, &release.app, release.number, live).await?;
+    crate::release::conclude(&*stages.store, &release.app, release.number, live()).await?;
     if let Err(error) = rollout.finish().await {
         // The new version serves: what is left of the old one is stopped at the next start.
         tracing::error!(app = %release.app, error = %Chain(&error), "the previous release cannot be stopped");
@@ -147,16 +153,16 @@ pub(super) async fn scale(
     scaled.map_err(|error| failure(&error))
 }
 
-/// The commit point: the refs and the current release move together, and only forward.
+/// The commit point: the refs and the current release move together, only forward, and only by who has the App.
 async fn commit(
-    stages: &Stages,
+    (stages, claim): (&Stages, Claim),
     app: &AppName,
     number: ReleaseNumber,
     also: impl Fn(&mut App) -> Result<(), Failure> + Send + Sync,
-) -> Result<(), Failure> {
+) -> Result<(), Ended> {
     enum Refused {
         Store(StoreError),
-        Said(Failure),
+        Said(Ended),
     }
     impl From<StoreError> for Refused {
         fn from(error: StoreError) -> Self {
@@ -165,18 +171,24 @@ async fn commit(
     }
     let name = ObjectName::of(app);
     let committed = store::modify(&*stages.store, &name, |app: &mut App| {
+        if app.current == Some(number) {
+            return Ok(());
+        }
+        if app.holder.as_ref().map(|holder| holder.claim) != Some(claim) {
+            return Err(Refused::Said(Ended::NotOurs));
+        }
         if app.current.is_some_and(|current| current > number) {
             let reason = format!("a newer release than {number} serves already");
-            return Err(Refused::Said(Failure::app(reason, Vec::new())));
+            return Err(Refused::Said(Failure::app(reason, Vec::new()).into()));
         }
-        also(app).map_err(Refused::Said)?;
+        also(app).map_err(|failure| Refused::Said(failure.into()))?;
         app.current = Some(number);
         Ok(())
     });
     match committed.await {
         Ok(_) => Ok(()),
-        Err(Refused::Said(failure)) => Err(failure),
-        Err(Refused::Store(error)) => Err(Failure::platform("commit the release", &error)),
+        Err(Refused::Said(ended)) => Err(ended),
+        Err(Refused::Store(error)) => Err(Failure::platform("commit the release", &error).into()),
     }
 }
 

@@ -10,22 +10,15 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::log::LogWriter;
 use super::unwritten::Unwritten;
-use super::{Ended, Stages, advance, claim, tell};
+use super::{Ended, Hold, Stages, advance, claim, tell};
 use crate::model::store::{self, StoreError};
 use crate::model::{
-    App, AppName, Build, BuildNumber, BuildState, CancelReason, Chain, Claim, Fault, Kind, Outcome,
-    PushEvent, ReleaseState,
+    AppName, Build, BuildNumber, CancelReason, Chain, Claim, Fault, Kind, Outcome, PushEvent,
 };
-
-/// Longer than a change without a build takes: its rollout, and taking that back.
-const LONGEST_CHANGE_SECONDS: i64 = 900;
-
-/// Longer than a server takes from claiming an app to driving the build.
-const LONGEST_CLAIM_SECONDS: i64 = 15;
 
 /// The builds that this process drives.
 #[derive(Debug, Clone)]
@@ -35,6 +28,8 @@ pub struct Pushes {
     tasks: TaskTracker,
     running: Arc<Mutex<HashMap<(AppName, BuildNumber), Running>>>,
     unwritten: Unwritten,
+    /// Fires when this process drives nothing any more.
+    leaving: CancellationToken,
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +55,7 @@ impl Pushes {
             tasks: TaskTracker::new(),
             running: Arc::default(),
             unwritten: Unwritten::default(),
+            leaving: CancellationToken::new(),
         }
     }
 
@@ -69,40 +65,42 @@ impl Pushes {
         &self.stages
     }
 
-    /// Drives `build` from the value it holds, unless another server does. The log can be read when this returns.
-    pub async fn start(&self, build: Build) -> std::io::Result<bool> {
-        let lease = match &self.stages.leases {
-            Some(leases) => {
-                let name = Build::object_name(&build.app, build.number);
-                let held = leases.hold(name.as_str()).await.map_err(std::io::Error::other)?;
-                let Some(held) = held else { return Ok(false) };
-                Some(held)
+    /// Drives `build` from the value it holds. The log can be read when this returns; where none can be written, the build
+    /// has failed.
+    pub async fn start(&self, build: Build, hold: Hold) -> std::io::Result<()> {
+        let log = match self.stages.logs.write(&build).await {
+            Ok(log) => log,
+            Err(error) => {
+                let reason = "hephy could not write the build's log".to_owned();
+                let outcome = Outcome::Failed { at: Timestamp::now(), fault: Fault::Platform, reason };
+                self.unwritten.conclude(&self.stages, build, outcome).await;
+                hold.release().await;
+                return Err(error);
             }
-            None => None,
         };
-        let log = self.stages.logs.write(&build.app, build.number).await?;
         let (ended, receiver) = watch::channel(false);
         let key = (build.app.clone(), build.number);
         self.table().insert(key.clone(), Running { ended: receiver, followers: 0 });
         let this = self.clone();
         self.tasks.spawn(async move {
-            match lease {
-                Some(lease) => {
-                    let lost = lease.lost().clone();
-                    tokio::select! {
-                        () = this.drive(build, log) => lease.release().await,
-                        // Another server goes on with it, from the value it holds.
-                        () = lost.cancelled() => {
-                            tracing::warn!(app = %key.0, build = %key.1, "a build is left to another server");
-                        }
-                    }
+            tokio::select! {
+                () = this.drive(build, log) => hold.release().await,
+                // Another server goes on with it, from the value it holds.
+                () = hold.lost() => {
+                    tracing::warn!(app = %key.0, build = %key.1, "a build is left to another server");
                 }
-                None => this.drive(build, log).await,
+                () = this.leaving.cancelled() => hold.release().await,
             }
             this.table().remove(&key);
             ended.send_replace(true);
         });
-        Ok(true)
+        Ok(())
+    }
+
+    /// Leaves the builds that are at work to whoever comes next, at once: another server, or this one's next start.
+    pub async fn leave(&self) {
+        self.leaving.cancel();
+        self.idle().await;
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<(AppName, BuildNumber), Running>> {
@@ -158,15 +156,18 @@ impl Pushes {
         let started = Instant::now();
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
-        let watching = tokio::spawn(watch_for_cancel(Arc::clone(stages), build.clone(), cancel.clone()));
+        let watching = watch_for_cancel(Arc::clone(stages), build.clone(), cancel.clone());
+        let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         let running = stages.metrics.running();
         let ended = match self.permit(&mut log, &cancel).await {
             Some(_permit) => advance(stages, &build, &mut log, &cancel).await,
             None => Err(Ended::Cancelled(CancelReason::Requested)),
         };
-        drop(guard);
-        watching.abort();
-        let outcome = self.outcome(&build, ended, started, &mut log).await;
+        drop((guard, watching));
+        let Some(outcome) = self.outcome(&build, ended, started, &mut log).await else {
+            tracing::warn!(app = %build.app, build = %build.number, "another server goes on with a build, or has ended it");
+            return;
+        };
         stages.metrics.push_ended(match &outcome {
             Outcome::Succeeded { .. } => "succeeded",
             Outcome::Failed { fault: Fault::App, .. } => "failed",
@@ -208,18 +209,19 @@ impl Pushes {
         }
     }
 
-    /// Tells the end in the log, and gives it as the Build keeps it.
+    /// Tells the end in the log, and gives it as the Build keeps it; `None` where the end is not ours to tell.
     async fn outcome(
         &self,
         build: &Build,
         ended: Result<crate::model::ReleaseNumber, Ended>,
         started: Instant,
         log: &mut LogWriter,
-    ) -> Outcome {
+    ) -> Option<Outcome> {
         let stages = &self.stages;
         let at = Timestamp::now();
         let (what, outcome) = match ended {
-            Ok(release) => return Outcome::Succeeded { at, release },
+            Ok(release) => return Some(Outcome::Succeeded { at, release }),
+            Err(Ended::NotOurs) => return None,
             Err(Ended::Cancelled(reason)) => {
                 let reason = cancel_of(stages, build).await.unwrap_or(reason);
                 (format!("was cancelled: {}", reason.sentence()), Outcome::Cancelled { at, reason })
@@ -237,71 +239,7 @@ impl Pushes {
         tell(log, PushEvent::Problem(format!("Build {number} {what} ({elapsed}). {serves}"))).await;
         tell(log, PushEvent::Problem(format!("Full log: {}", stages.addresses.follow(&build.app, number))))
             .await;
-        outcome
-    }
-
-    /// Takes up what an earlier process left: claims of builds that are over or never were are freed, builds that
-    /// are not over go on.
-    pub async fn recover(&self) -> Result<usize, StoreError> {
-        let mut adopted = 0;
-        for app in store::list::<App>(&*self.stages.store, "").await? {
-            adopted += self.recover_app(app).await?;
-        }
-        Ok(adopted)
-    }
-
-    async fn recover_app(&self, app: App) -> Result<usize, StoreError> {
-        let store = &*self.stages.store;
-        let held = app.holder.as_ref().map(|holder| holder.claim);
-        for build in store::list::<Build>(store, &format!("{}--", app.name)).await? {
-            if build.outcome.is_none() && held != Some(Claim::Build(build.number)) {
-                conclude(&self.stages, &build, left_behind(&app, &build)).await?;
-            }
-        }
-        match held {
-            None => Ok(0),
-            // Whoever makes a change holds it for as long as the rollout takes.
-            Some(Claim::Change(_)) if self.may_be_anothers(&app, LONGEST_CHANGE_SECONDS) => Ok(0),
-            Some(claim @ Claim::Change(_)) => {
-                abandon_pending(&self.stages, &app).await?;
-                claim::free(store, &app.name, claim).await?;
-                Ok(0)
-            }
-            // Its server has yet to say that it drives it.
-            Some(Claim::Build(_)) if self.may_be_anothers(&app, LONGEST_CLAIM_SECONDS) => Ok(0),
-            Some(claim @ Claim::Build(number)) => {
-                let build = store::load::<Build>(store, &Build::object_name(&app.name, number)).await?;
-                if self.table().contains_key(&(app.name.clone(), number)) {
-                    return Ok(0);
-                }
-                match build.map(|build| build.object).filter(|build| build.outcome.is_none()) {
-                    None => claim::free(store, &app.name, claim).await.map(|()| 0),
-                    Some(build) => Ok(self.adopt(build).await),
-                }
-            }
-        }
-    }
-
-    /// Whether another server may be at work on the app: there are others, and it was claimed less than so long ago.
-    fn may_be_anothers(&self, app: &App, seconds: i64) -> bool {
-        let claimed = app.holder.as_ref().map(|holder| holder.since);
-        let ago = claimed.map_or(i64::MAX, |since| Timestamp::now().as_second() - since.as_second());
-        self.stages.leases.is_some() && ago < seconds
-    }
-
-    async fn adopt(&self, build: Build) -> usize {
-        let (app, number) = (build.app.clone(), build.number);
-        match self.start(build).await {
-            Ok(true) => {
-                tracing::info!(%app, build = %number, "a build goes on");
-                1
-            }
-            Ok(false) => 0,
-            Err(error) => {
-                tracing::error!(%app, build = %number, error = %Chain(&error), "a build cannot go on: its log cannot be written");
-                0
-            }
-        }
+        Some(outcome)
     }
 }
 
@@ -360,26 +298,4 @@ pub(super) async fn conclude(stages: &Stages, build: &Build, outcome: Outcome) -
         Err(error) => return Err(error),
     }
     claim::free(&*stages.store, &build.app, Claim::Build(build.number)).await
-}
-
-/// How a build ended that nobody holds: it was committed, or it was given up.
-fn left_behind(app: &App, build: &Build) -> Outcome {
-    let at = Timestamp::now();
-    match &build.state {
-        BuildState::Released { release, .. } if app.current.is_some_and(|current| current >= *release) => {
-            Outcome::Succeeded { at, release: *release }
-        }
-        _ => Outcome::Failed { at, fault: Fault::Platform, reason: "the server was stopped".to_owned() },
-    }
-}
-
-async fn abandon_pending(stages: &Stages, app: &App) -> Result<(), StoreError> {
-    let releases = store::list::<crate::model::Release>(&*stages.store, &format!("{}--", app.name)).await?;
-    for release in
-        releases.iter().filter(|r| r.state == ReleaseState::Pending && Some(r.number) > app.current)
-    {
-        let state = ReleaseState::Failed { reason: "the server was stopped".to_owned() };
-        crate::release::conclude(&*stages.store, &app.name, release.number, state).await?;
-    }
-    Ok(())
 }

@@ -114,6 +114,9 @@ struct Known {
     created_at: Option<jiff::Timestamp>,
     manifest: Option<Digest>,
     packs: BTreeSet<(String, u32)>,
+    /// Where history was cut off when this was noted.
+    #[serde(default)]
+    shallow: BTreeSet<crate::model::CommitId>,
 }
 
 impl Kept {
@@ -152,16 +155,61 @@ impl Sources {
     /// Cancel safe: what was fetched in part is dropped.
     pub async fn open(&self, store: &dyn Store, app: &AppName) -> Result<Repository, SourcesError> {
         let path = self.path(app);
-        let repository = blocking(move || Ok(Repository::open_or_create(&path)?)).await?;
-        let Some(registry) = &self.registry else { return Ok(repository) };
+        let Some(registry) = &self.registry else {
+            return blocking(move || Ok(Repository::open_or_create(&path)?)).await;
+        };
         let turn = self.turn(app);
         let _turn = turn.lock().await;
-        let Some(read) = store::load::<App>(store, &ObjectName::of(app)).await? else {
-            return Ok(repository);
-        };
-        let Some(manifest) = read.object.packs else { return Ok(repository) };
-        registry.fetch(&repository, &read.object, manifest).await?;
+        let read = store::load::<App>(store, &ObjectName::of(app)).await?.map(|read| read.object);
+        let known_path = path.join(KNOWN);
+        let mut known = read_known(known_path.clone()).await?;
+        let made = read.as_ref().map(|app| app.created_at);
+        if known.created_at.is_some() && known.created_at != made {
+            // Another app of that name was here: nobody may find its objects, nor build on them.
+            let left = path.clone();
+            blocking(move || remove_aside(&left)).await?;
+            known = Known::default();
+        }
+        let repository = blocking(move || Ok(Repository::open_or_create(&path)?)).await?;
+        let Some(app) = read else { return Ok(repository) };
+        known.created_at = made;
+        match app.packs {
+            Some(manifest) => registry.fetch(&repository, &app, manifest, (known_path, known)).await?,
+            None => write_known(known_path, known).await?,
+        }
         Ok(repository)
+    }
+
+    /// Names in the registry, instead of many packs, the few that this disk has made of them, where nobody has pushed since.
+    /// And tags the list that the App names, should a server have been stopped before it did.
+    pub async fn consolidate(
+        &self,
+        store: &dyn Store,
+        name: &AppName,
+        tidied: bool,
+    ) -> Result<(), SourcesError> {
+        let Some(registry) = &self.registry else { return Ok(()) };
+        let turn = self.turn(name);
+        let _turn = turn.lock().await;
+        let app = store::require::<App>(store, &ObjectName::of(name)).await?.object;
+        let Some(base) = app.packs else { return Ok(()) };
+        let known_path = self.path(name).join(KNOWN);
+        let mut known = read_known(known_path.clone()).await?;
+        if !tidied || known.manifest != Some(base) {
+            return registry.tag_what_is_named(store, name).await;
+        }
+        let path = self.path(name);
+        let repository = blocking(move || Ok(Repository::open_or_create(&path)?)).await?;
+        let packs = blocking(move || Ok(repository.packs()?)).await?;
+        let all = registry.push(name, &packs).await?;
+        let manifest = registry.write(name, &all).await?;
+        if registry.swap(store, name, (Some(base), manifest.digest())).await? {
+            known.packs = all.iter().map(Kept::key).collect();
+            known.manifest = Some(manifest.digest());
+            write_known(known_path, known).await?;
+            tracing::info!(app = %name, packs = all.len(), "the pushed objects in the registry are consolidated");
+        }
+        registry.tag_what_is_named(store, name).await
     }
 
     fn turn(&self, app: &AppName) -> Arc<tokio::sync::Mutex<()>> {
@@ -189,16 +237,9 @@ impl Sources {
                 all.push(Kept { again, ..kept.clone() });
             }
             let manifest = registry.write(app, &all).await?;
-            let swapped = store::modify(store, &name, |app: &mut App| {
-                // Another push kept its packs meanwhile: its list is the one to add to.
-                let is_base = app.packs == base;
-                if is_base {
-                    app.packs = Some(manifest.digest());
-                }
-                Ok::<_, StoreError>(is_base)
-            });
-            if swapped.await?.1 {
-                return registry.tag(app, &manifest).await;
+            // Another push kept its packs meanwhile? Its list is the one to add to.
+            if registry.swap(store, app, (base, manifest.digest())).await? {
+                return registry.tag_what_is_named(store, app).await;
             }
         }
     }
@@ -254,11 +295,39 @@ impl Registry {
         Ok(manifest)
     }
 
-    async fn tag(&self, app: &AppName, manifest: &RawManifest) -> Result<(), SourcesError> {
-        let tag: Option<Tag> = TAG.parse().ok();
-        let Some(tag) = tag else { return Ok(()) };
-        let tagged = self.client.push_manifest(&self.repository(app)?, &Target::Tag(tag), manifest).await;
-        tagged.map_err(|source| SourcesError::Registry { doing: "keep", source })
+    /// Has the App name another list, if it still names `base`.
+    async fn swap(
+        &self,
+        store: &dyn Store,
+        app: &AppName,
+        (base, next): (Option<Digest>, Digest),
+    ) -> Result<bool, SourcesError> {
+        let name = ObjectName::of(app);
+        let swapped = store::modify(store, &name, |app: &mut App| {
+            let is_base = app.packs == base || app.packs == Some(next);
+            if is_base {
+                app.packs = Some(next);
+            }
+            Ok::<_, StoreError>(is_base)
+        });
+        Ok(swapped.await?.1)
+    }
+
+    /// Tags the list that the App names, so that no registry takes it for garbage; again, if it names another by then.
+    async fn tag_what_is_named(&self, store: &dyn Store, app: &AppName) -> Result<(), SourcesError> {
+        let Ok(tag) = TAG.parse::<Tag>() else { return Ok(()) };
+        let (repository, target) = (self.repository(app)?, Target::Tag(tag));
+        let named = async || {
+            Ok::<_, SourcesError>(store::require::<App>(store, &ObjectName::of(app)).await?.object.packs)
+        };
+        let keep = |source| SourcesError::Registry { doing: "keep", source };
+        let mut next = named().await?;
+        while let Some(digest) = next {
+            let list = self.client.manifest(&repository, &Target::Digest(digest)).await.map_err(keep)?;
+            self.client.push_manifest(&repository, &target, &list).await.map_err(keep)?;
+            next = named().await?.filter(|now| *now != digest);
+        }
+        Ok(())
     }
 
     /// The packs that a manifest lists.
@@ -283,13 +352,14 @@ impl Registry {
     }
 
     /// Brings the repository up to what the App names.
-    async fn fetch(&self, repository: &Repository, app: &App, manifest: Digest) -> Result<(), SourcesError> {
-        let known_path = repository.path().join(KNOWN);
-        let mut known = read_known(known_path.clone()).await?;
-        if known.created_at != Some(app.created_at) {
-            known = Known { created_at: Some(app.created_at), ..Known::default() };
-        }
-        if known.manifest == Some(manifest) {
+    async fn fetch(
+        &self,
+        repository: &Repository,
+        app: &App,
+        manifest: Digest,
+        (known_path, mut known): (PathBuf, Known),
+    ) -> Result<(), SourcesError> {
+        if known.manifest == Some(manifest) && known.shallow == app.shallow {
             return Ok(());
         }
         let here = repository.clone();
@@ -312,6 +382,7 @@ impl Registry {
         blocking(move || Ok(repository.take_in(&fetched, &shallow)?)).await?;
         known.packs.extend(listed.iter().map(Kept::key));
         known.manifest = Some(manifest);
+        known.shallow.clone_from(&app.shallow);
         write_known(known_path, known).await
     }
 
@@ -327,6 +398,15 @@ impl Registry {
         }
         Ok(pack)
     }
+}
+
+/// Removes a repository; whoever has it open finds it empty, and nobody finds half of it.
+fn remove_aside(path: &Path) -> Result<(), SourcesError> {
+    let failed = |source| SourcesError::File { doing: "remove", path: path.to_owned(), source };
+    let parent = path.parent().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let aside = tempfile::Builder::new().prefix("removed-").tempdir_in(parent).map_err(failed)?;
+    std::fs::rename(path, aside.path().join("git")).map_err(failed)?;
+    aside.close().map_err(failed)
 }
 
 /// `pack-` and a hash, and nothing that leads elsewhere.

@@ -20,8 +20,10 @@ use super::ports::{ListenError, listen};
 use super::probes::{self, Readiness};
 use super::queue::Queue;
 use super::secrets::{SecretError, Secrets};
+use super::services::Services;
 use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, adopt_apps, make_directory};
-use super::{Server, Sessions, Verbs, tickets};
+use super::upkeep::Upkeep;
+use super::{Server, Verbs, tickets};
 use crate::build::BuildLimits;
 use crate::config::cluster::{ClusterSettings, Pods};
 use crate::config::server::{Settings, SettingsError};
@@ -33,8 +35,8 @@ use crate::oci::{Host, NameError, RepositoryName};
 use crate::publish::{Access, Place, Publisher};
 use crate::push::log::Logs;
 use crate::push::{Archive, Metrics, Pushes, Sources, Stages};
-use crate::receive::{self, HostKey};
-use crate::registry::client::CredentialsError;
+use crate::receive::HostKey;
+use crate::registry::client::{CredentialsError, DockerConfig};
 use crate::registry::server as registry;
 use crate::runtime::kubernetes::pull_secret::{PullSecret, PullSecretError};
 use crate::runtime::kubernetes::{
@@ -163,7 +165,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
         // The Jobs of each architecture queue by themselves.
         pushes: Pushes::new(Arc::clone(&stages), 1000),
         queue: Queue::default(),
-        stopping: CancellationToken::new(),
+        receiving: TaskTracker::new(),
     };
     let listeners =
         Listeners { ssh: listen(settings.ssh, "--ssh").await?, http: listen(settings.http, "--http").await? };
@@ -172,11 +174,24 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let valid = settings.build_timeout + TICKET_SLACK;
     let tickets = tickets::router(jobs, as_engines_reach_it(given, &stages.place)?, valid);
     let http = probes::router(readiness.clone(), stages.metrics.clone()).merge(tickets);
-    let services =
-        Services::start(&server, listeners, own_registry, &host_key, Arc::clone(&start.verbs), http);
+    let services = Services::default();
+    services.tasks.spawn(answer(listeners.http, http, services.rest.clone()));
+    let upkeep = Upkeep {
+        registry: own_registry.as_ref().map(|(registry, _)| registry.clone()),
+        stages: Arc::clone(&stages),
+        layers: None,
+    };
+    services.tasks.spawn(upkeep.run(services.rest.clone()));
+    if let Some((registry, listener)) = own_registry {
+        services.registry(registry, listener);
+    }
     keep_pull_secret(&cluster, &namespace, given, &stages.place).await?;
-    adopt_apps(&stages).await?;
+    if let Err(error) = adopt_apps(&stages).await {
+        // They run as they did; a server that does not start would help none of them.
+        tracing::error!(error = %Chain(&error), "the apps cannot be taken over");
+    }
     let builds = server.pushes.recover().await?;
+    services.receive(&server, listeners.ssh, &host_key, Arc::clone(&start.verbs));
     tokio::spawn(adopt_builds(server.clone()));
     readiness.set(true);
     tell(Notice::Ready(Box::new(Ready {
@@ -184,17 +199,17 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
         host_key: host_key.fingerprint(),
         data: settings.data.clone(),
         users: server.people.users().await?.len(),
-        apps: store::list::<App>(server.store(), "").await?.len(),
+        apps: store::list_each::<App>(server.store(), "").await?.len(),
         builds,
     })));
     signals.next().await;
     readiness.set(false);
+    let ending = async {
+        tokio::time::sleep(LINGER).await;
+        services.drain(&server, settings.drain, &tell).await;
+    };
     tokio::select! {
-        () = tokio::time::sleep(LINGER) => {}
-        () = signals.next() => {}
-    }
-    tokio::select! {
-        () = services.drain(&server, settings.drain, &tell) => {}
+        () = ending => {}
         () = signals.next() => {}
     }
     Ok(())
@@ -224,7 +239,10 @@ async fn place(
     let wrong = |source| ServeError::Registry { text: url.to_owned(), source };
     let prefix = prefix.map(str::parse::<RepositoryName>).transpose().map_err(wrong)?;
     let access = match &settings.registry_secret {
-        Some(secret) => Access::DockerConfig(secrets.docker_config(secret).await?),
+        Some(secret) => {
+            let config = secrets.docker_config(secret).await?;
+            Access::DockerConfig(DockerConfig::parse(config).map_err(ServeError::Credentials)?)
+        }
         None => Access::Open,
     };
     Ok(Place { host: host(name)?, prefix, is_plain: settings.registry_insecure, access })
@@ -274,9 +292,15 @@ async fn keep_pull_secret(
             });
         }
         (Access::DockerConfig(config), Some(source)) => {
-            secret.apply(config).await?;
+            secret.apply(&config.text()).await?;
             let (cluster, namespace, source) = (cluster.clone(), namespace.to_owned(), source.clone());
-            tokio::spawn(async move { secret.follow(&cluster, &namespace, &source).await });
+            let config = config.clone();
+            let changed = move |text: &Secret<String>| {
+                if let Err(error) = config.replace(text.clone()) {
+                    tracing::error!(error = %Chain(&error), "the registry credentials are not taken over");
+                }
+            };
+            tokio::spawn(async move { secret.follow(&cluster, &namespace, &source, changed).await });
         }
         _ => {}
     }
@@ -313,6 +337,7 @@ async fn stages(
         limits: BuildLimits { time: settings.build_timeout, memory_bytes: None, cpus: None },
         metrics: Metrics::default(),
         leases: Some(Leases::new(cluster.client(), namespace, &start.identity)),
+        stopping: CancellationToken::new(),
     })
 }
 
@@ -413,25 +438,17 @@ const fn has_pull_secret(settings: &ClusterSettings) -> bool {
 
 /// Goes on with the builds of servers that are gone.
 async fn adopt_builds(server: Server) {
-    let stopping = server.stopping.clone();
+    let stopping = server.stages().stopping.clone();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             () = tokio::time::sleep(ADOPT_INTERVAL) => {}
         }
         server.pushes.settle().await;
-        if let Err(error) = server.pushes.recover().await {
+        if let Err(error) = server.pushes.take_up().await {
             tracing::error!(error = %Chain(&error), "what other servers left cannot be looked at");
         }
     }
-}
-
-/// The listening parts.
-struct Services {
-    tasks: TaskTracker,
-    ssh: CancellationToken,
-    /// The registry and the probes: they stop last.
-    rest: CancellationToken,
 }
 
 struct Listeners {
@@ -439,49 +456,10 @@ struct Listeners {
     http: TcpListener,
 }
 
-impl Services {
-    fn start(
-        server: &Server,
-        listeners: Listeners,
-        own_registry: Option<(registry::Server, TcpListener)>,
-        host_key: &HostKey,
-        verbs: Arc<dyn Verbs>,
-        http: axum::Router,
-    ) -> Self {
-        let services =
-            Self { tasks: TaskTracker::new(), ssh: CancellationToken::new(), rest: CancellationToken::new() };
-        if let Some((registry, listener)) = own_registry {
-            let stop = services.rest.clone();
-            services.tasks.spawn(async move {
-                if let Err(error) = registry.serve(listener, stop).await {
-                    tracing::error!(error = %Chain(&error), "the registry ended");
-                }
-            });
-        }
-        let stop = services.rest.clone();
-        services.tasks.spawn(async move {
-            let served = axum::serve(listeners.http, http).with_graceful_shutdown(stop.cancelled_owned());
-            if let Err(error) = served.await {
-                tracing::error!(error = %Chain(&error), "health and metrics ended");
-            }
-        });
-        let handler = Arc::new(Sessions { server: server.clone(), verbs });
-        let directory = Arc::new(server.people.clone());
-        let receiver = receive::Server::new(host_key, directory, handler, receive::Limits::default());
-        services.tasks.spawn(receiver.serve(listeners.ssh, services.ssh.clone(), Duration::from_secs(5)));
-        services
-    }
-
-    /// No new connections; builds end or are left for the next server; then everything stops.
-    async fn drain(self, server: &Server, at_most: Duration, tell: &(impl Fn(Notice) + Send + Sync)) {
-        server.stopping.cancel();
-        tell(Notice::Draining { builds: server.pushes.len(), at_most });
-        if tokio::time::timeout(at_most, server.pushes.idle()).await.is_err() {
-            tell(Notice::Left { builds: server.pushes.len() });
-        }
-        self.ssh.cancel();
-        self.rest.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+/// Answers health, metrics and tickets.
+async fn answer(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = served.await {
+        tracing::error!(error = %Chain(&error), "health and metrics ended");
     }
 }

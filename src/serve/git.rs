@@ -74,6 +74,8 @@ pub(super) async fn upload(server: &Server, session: Session, name: &AppName) ->
 /// Serves `git push`. The exit status.
 pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -> u8 {
     let Session { user, mut stdout, mut stderr, mut stdin, closed, .. } = session;
+    // A server that stops waits for it.
+    let _receiving = server.receiving.token();
     server.pushes().settle().await;
     if server.is_stopping() {
         return refuse(&mut stdout, &["hephy is stopping: push again in a moment.".to_owned()]).await;

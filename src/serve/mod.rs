@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::config::address::Addresses;
 use crate::config::server::Settings;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{Build, Chain, LogLine, Outcome};
+use crate::model::{Build, Chain, Kind, LogLine, Outcome};
 use crate::push::log::LogReader;
 use crate::push::{Pushes, Stages};
 use crate::receive::{Command, Handler, Session};
@@ -28,6 +28,7 @@ mod probes;
 mod queue;
 pub mod router;
 mod secrets;
+mod services;
 pub mod tickets;
 pub mod up;
 mod upkeep;
@@ -47,7 +48,8 @@ pub struct Server {
     people: People,
     pushes: Pushes,
     queue: Queue,
-    stopping: tokio_util::sync::CancellationToken,
+    /// The pushes that are being received or followed.
+    receiving: tokio_util::task::TaskTracker,
 }
 
 /// Runs the verbs that come over SSH; the command line gives it, since it alone prints.
@@ -97,10 +99,10 @@ impl Server {
         &*self.pushes.stages().store
     }
 
-    /// Whether the server drains: nothing new is begun.
+    /// Whether the server drains: what is under way goes on, nothing new is begun.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.stopping.is_cancelled()
+        self.stages().stopping.is_cancelled()
     }
 
     const fn queue(&self) -> &Queue {
@@ -132,8 +134,7 @@ impl Server {
             if let Err(error) = logs.fetch(&build).await {
                 tracing::error!(app = %build.app, build = %build.number, error = %Chain(&error), "a build's log cannot be fetched");
             }
-            let reader = logs.read(&build.app, build.number, after).await;
-            let Ok(Some(reader)) = reader else { return };
+            let Ok(Some(reader)) = logs.read(&build, after).await else { return };
             let mut reader = mode(reader);
             while let Ok(Some(line)) = reader.next().await {
                 if lines.send(line).await.is_err() {
@@ -142,6 +143,23 @@ impl Server {
             }
         });
         received
+    }
+
+    /// Returns once a build has ended that another server drives, or this one drives it, or stops; with the build as it is
+    /// then. At once where it has ended. Cancel safe.
+    pub async fn elsewhere(&self, build: &Build) -> Result<Build, StoreError> {
+        let name = Build::object_name(&build.app, build.number);
+        loop {
+            let read = store::require::<Build>(self.store(), &name).await?;
+            let here = self.stages().leases.is_none() || self.stages().logs.is_written(build);
+            if here || read.object.outcome.is_some() || self.is_stopping() {
+                return Ok(read.object);
+            }
+            tokio::select! {
+                changed = self.store().changed(Kind::Build, &name, &read.version) => changed?,
+                () = self.stages().stopping.cancelled() => {}
+            }
+        }
     }
 
     /// How a build ended, if it has.

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 
@@ -115,10 +115,18 @@ fn usable(job: &Job, sum: &str) -> Result<AppName, Refusal> {
     if annotation(TICKET_USED).is_some() {
         return Err(Refusal::Used);
     }
-    let has_ended = job.status.as_ref().is_some_and(|status| status.completion_time.is_some());
+    let has_ended = job.status.as_ref().is_some_and(has_ended);
     let labels = job.metadata.labels.as_ref();
     let app = labels.and_then(|labels| labels.get(Label::App.key())).and_then(|app| app.parse().ok());
     app.filter(|_| !has_ended && job.metadata.deletion_timestamp.is_none()).ok_or(Refusal::Unknown)
+}
+
+/// Whether a Job is over. Its completion time is that of a success only.
+fn has_ended(status: &JobStatus) -> bool {
+    let over = ["Complete", "Failed", "FailureTarget", "SuccessCriteriaMet"];
+    let mut conditions = status.conditions.iter().flatten();
+    status.completion_time.is_some()
+        || conditions.any(|condition| condition.status == "True" && over.contains(&condition.type_.as_str()))
 }
 
 fn unavailable(error: &kube::Error) -> Refusal {
@@ -139,6 +147,7 @@ mod tests {
     use crate::build::{TicketError, exchange_ticket};
     use crate::model::Secret;
     use crate::publish::Access;
+    use crate::registry::client::DockerConfig;
 
     /// One Job in an API server that compares resource versions.
     type Server = Arc<Mutex<Value>>;
@@ -189,7 +198,9 @@ mod tests {
             host: "registry.example".parse().unwrap(),
             prefix: None,
             is_plain: true,
-            access: Access::DockerConfig(Secret::new("{\"auths\":{\"registry.example\":{}}}".to_owned())),
+            access: Access::DockerConfig(
+                DockerConfig::parse(Secret::new("{\"auths\":{\"registry.example\":{}}}".to_owned())).unwrap(),
+            ),
         };
         let mut urls = Vec::new();
         for _ in 0..2 {

@@ -14,8 +14,9 @@ use tokio_util::task::TaskTracker;
 use super::people::People;
 use super::ports::{ListenError, listen};
 use super::queue::Queue;
-use super::upkeep::Upkeep;
-use super::{Server, Sessions, Verbs};
+use super::services::Services;
+use super::upkeep::{LayersUpkeep, Upkeep};
+use super::{Server, Verbs};
 use crate::build::{BuildLimits, layers_directory};
 use crate::config::address::Addresses;
 use crate::config::server::Settings;
@@ -27,7 +28,7 @@ use crate::publish::{Place, Publisher};
 use crate::push::log::Logs;
 use crate::push::{Metrics, Pushes, Sources, Stages};
 use crate::receive::keys::KeysError;
-use crate::receive::{self, HostKey, HostKeyError};
+use crate::receive::{HostKey, HostKeyError};
 use crate::registry::client::{Client, CredentialsError};
 use crate::registry::server as registry;
 use crate::router::{self, RouteTable, RouterConfig};
@@ -215,14 +216,16 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
         people,
         pushes,
         queue: Queue::default(),
-        stopping: CancellationToken::new(),
+        receiving: TaskTracker::new(),
     };
     // The apps first: a request that comes meanwhile waits for the router, and finds its app.
     adopt_apps(&stages).await?;
-    let services =
-        Services::start(&server, listeners, &host_key, Arc::clone(&start.verbs), registry.clone(), table);
-    services.keep_small(&server, registry, ids);
+    // And what was left: nobody may push before it is clear who has which app.
     let builds = server.pushes.recover().await?;
+    let services = Services::default();
+    services.registry(registry.clone(), listeners.registry);
+    serve_rest(&services, &server, (listeners.http, table), (registry, ids));
+    services.receive(&server, listeners.ssh, &host_key, Arc::clone(&start.verbs));
     let ready = Ready {
         addresses,
         host_key: host_key.fingerprint(),
@@ -339,6 +342,7 @@ fn stages(
         },
         metrics: Metrics::default(),
         leases: None,
+        stopping: CancellationToken::new(),
     })
 }
 
@@ -368,70 +372,22 @@ pub(super) async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
     Ok(())
 }
 
-/// The listening parts.
-struct Services {
-    tasks: TaskTracker,
-    router: CancellationToken,
-    ssh: CancellationToken,
-    registry: CancellationToken,
-}
-
-impl Services {
-    fn start(
-        server: &Server,
-        listeners: Listeners,
-        host_key: &HostKey,
-        verbs: Arc<dyn Verbs>,
-        registry: registry::Server,
-        table: RouteTable,
-    ) -> Self {
-        let services = Self {
-            tasks: TaskTracker::new(),
-            router: CancellationToken::new(),
-            ssh: CancellationToken::new(),
-            registry: CancellationToken::new(),
-        };
-        let config = RouterConfig::new(server.settings.domain.as_str());
-        services.tasks.spawn(router::serve(listeners.http, table, config, services.router.clone()));
-        let stop = services.registry.clone();
-        services.tasks.spawn(async move {
-            if let Err(error) = registry.serve(listeners.registry, stop).await {
-                tracing::error!(error = %Chain(&error), "the registry ended");
-            }
-        });
-        let handler = Arc::new(Sessions { server: server.clone(), verbs });
-        let directory = Arc::new(server.people.clone());
-        let receiver = receive::Server::new(host_key, directory, handler, receive::Limits::default());
-        services.tasks.spawn(receiver.serve(listeners.ssh, services.ssh.clone(), Duration::from_secs(5)));
-        services
-    }
-
-    /// Removes now and then what nothing needs.
-    fn keep_small(&self, server: &Server, registry: registry::Server, ids: IdMap) {
-        let upkeep = Upkeep {
-            registry,
-            stages: server.stages().clone(),
-            layers: layers_directory(&server.settings.data),
-            ids,
-            cache_bytes: server.settings.cache_bytes,
-        };
-        self.tasks.spawn(upkeep.run(self.registry.clone()));
-    }
-
-    /// No new connections; builds end or are left for the next start; then everything stops.
-    async fn drain(self, server: &Server, at_most: Duration, tell: &(impl Fn(Notice) + Send + Sync)) {
-        server.stopping.cancel();
-        tell(Notice::Draining { builds: server.pushes.len(), at_most });
-        let idle = tokio::time::timeout(at_most, server.pushes.idle()).await.is_ok();
-        if !idle {
-            tell(Notice::Left { builds: server.pushes.len() });
-        }
-        self.ssh.cancel();
-        self.router.cancel();
-        self.registry.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
+/// Serves the apps, and removes now and then what nothing needs.
+fn serve_rest(
+    services: &Services,
+    server: &Server,
+    (listener, table): (TcpListener, RouteTable),
+    (registry, ids): (registry::Server, IdMap),
+) {
+    let config = RouterConfig::new(server.settings.domain.as_str());
+    services.tasks.spawn(router::serve(listener, table, config, services.rest.clone()));
+    let layers = LayersUpkeep {
+        directory: layers_directory(&server.settings.data),
+        ids,
+        max_bytes: server.settings.cache_bytes,
+    };
+    let upkeep = Upkeep { registry: Some(registry), stages: server.stages().clone(), layers: Some(layers) };
+    services.tasks.spawn(upkeep.run(services.rest.clone()));
 }
 
 pub(super) struct Signals {

@@ -30,12 +30,19 @@ const KEPT_BUILDS: u64 = 20;
 
 /// What is kept small.
 pub(super) struct Upkeep {
-    pub(super) registry: Server,
+    /// A registry of our own.
+    pub(super) registry: Option<Server>,
     pub(super) stages: Arc<Stages>,
-    pub(super) layers: PathBuf,
+    /// The layer store of builds on this machine.
+    pub(super) layers: Option<LayersUpkeep>,
+}
+
+/// How a layer store is kept small.
+pub(super) struct LayersUpkeep {
+    pub(super) directory: PathBuf,
     pub(super) ids: IdMap,
-    /// What the layer store may have.
-    pub(super) cache_bytes: u64,
+    /// What it may have.
+    pub(super) max_bytes: u64,
 }
 
 impl Upkeep {
@@ -55,8 +62,20 @@ impl Upkeep {
 
     /// Does it. One part that fails does not keep the others from being done.
     async fn once(&self) {
+        if let Some(registry) = &self.registry {
+            self.clean(registry).await;
+        }
+        if let Err(error) = self.tidy_repositories().await {
+            tracing::error!(error = %Chain(&error), "the repositories are not tidied: the apps cannot be read");
+        }
+        if let Some(layers) = &self.layers {
+            layers.prune().await;
+        }
+    }
+
+    async fn clean(&self, registry: &Server) {
         match keep(&*self.stages.store).await {
-            Ok(keep) => match self.registry.collect_garbage(&keep).await {
+            Ok(keep) => match registry.collect_garbage(&keep).await {
                 Ok(collected) => tracing::info!(?collected, "the registry is cleaned"),
                 Err(error) => tracing::error!(error = %Chain(&error), "the registry cannot be cleaned"),
             },
@@ -64,18 +83,6 @@ impl Upkeep {
             Err(error) => {
                 tracing::error!(error = %Chain(&error), "the registry is not cleaned: the releases cannot be read");
             }
-        }
-        if let Err(error) = self.tidy_repositories().await {
-            tracing::error!(error = %Chain(&error), "the repositories are not tidied: the apps cannot be read");
-        }
-        let policy = PrunePolicy {
-            max_bytes: Some(self.cache_bytes),
-            max_age: Some(CACHE_AGE),
-            ..PrunePolicy::default()
-        };
-        match build::prune(&self.layers, &self.ids, policy).await {
-            Ok(pruned) => tracing::info!(?pruned, "the layer store is pruned"),
-            Err(failure) => tracing::error!(?failure, "the layer store cannot be pruned"),
         }
     }
 
@@ -101,7 +108,23 @@ impl Upkeep {
         if !self.stages.repository_path(&app.name).exists() {
             return Ok(false);
         }
-        Ok(self.stages.repository(&app.name).await?.tidy(ids).await?)
+        let tidied = self.stages.repository(&app.name).await?.tidy(ids).await?;
+        self.stages.sources.consolidate(&*self.stages.store, &app.name, tidied).await?;
+        Ok(tidied)
+    }
+}
+
+impl LayersUpkeep {
+    async fn prune(&self) {
+        let policy = PrunePolicy {
+            max_bytes: Some(self.max_bytes),
+            max_age: Some(CACHE_AGE),
+            ..PrunePolicy::default()
+        };
+        match build::prune(&self.directory, &self.ids, policy).await {
+            Ok(pruned) => tracing::info!(?pruned, "the layer store is pruned"),
+            Err(failure) => tracing::error!(?failure, "the layer store cannot be pruned"),
+        }
     }
 }
 

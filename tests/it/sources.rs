@@ -155,6 +155,49 @@ async fn the_app_names_the_packs_and_the_registry_has_them_under_a_tag() {
     assert_eq!(Some(tagged.await.unwrap().digest()), app.packs);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_packs_become_one_and_a_new_server_fetches_that() {
+    let fixture = Fixture::new().await;
+    let (one, late) = (fixture.server("one"), fixture.server("late"));
+    let pushes = ["a", "b", "c"].map(|text| push_of(fixture.directory.path(), text));
+    for (_, packs) in &pushes {
+        fixture.keep(&one, packs).await;
+    }
+    let repository = one.open(&*fixture.store, &fixture.app).await.unwrap();
+    repository.keep(&pushes.each_ref().map(|(commit, _)| *commit), std::time::Duration::ZERO).unwrap();
+    assert!(repository.collect().await.unwrap());
+    let name = ObjectName::of(&fixture.app);
+    let named = async || store::require::<App>(&*fixture.store, &name).await.unwrap().object.packs;
+    let before = named().await;
+    // One that has not seen the last push may not speak for all.
+    late.consolidate(&*fixture.store, &fixture.app, true).await.unwrap();
+    assert_eq!(named().await, before);
+    one.consolidate(&*fixture.store, &fixture.app, true).await.unwrap();
+    assert_ne!(named().await, before);
+    let new = fixture.server("new");
+    for (commit, _) in pushes {
+        assert!(fixture.has(&new, commit).await);
+    }
+    let repository = new.open(&*fixture.store, &fixture.app).await.unwrap();
+    assert_eq!(repository.pack_names().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_of_the_same_name_finds_nothing_of_the_one_before() {
+    let fixture = Fixture::new().await;
+    let (one, other) = (fixture.server("one"), fixture.server("other"));
+    let (commit, packs) = push_of(fixture.directory.path(), "first");
+    fixture.keep(&one, &packs).await;
+    assert!(fixture.has(&other, commit).await);
+    let name = ObjectName::of(&fixture.app);
+    let gone = store::require::<App>(&*fixture.store, &name).await.unwrap();
+    store::delete(&*fixture.store, &gone).await.unwrap();
+    let object = App::new(fixture.app.clone(), "eve".parse().unwrap(), jiff::Timestamp::now());
+    store::create(&*fixture.store, object).await.unwrap();
+    let repository = other.open(&*fixture.store, &fixture.app).await.unwrap();
+    assert!(!repository.contains(commit).unwrap());
+}
+
 fn ended() -> Build {
     let outcome = Outcome::Succeeded { at: jiff::Timestamp::UNIX_EPOCH, release: ReleaseNumber(1) };
     Build { outcome: Some(outcome), ..crds::build(crds::build_state()) }
@@ -162,7 +205,7 @@ fn ended() -> Build {
 
 async fn lines(logs: &Logs, build: &Build) -> Option<Vec<PushEvent>> {
     logs.fetch(build).await.unwrap();
-    let mut reader = logs.read(&build.app, build.number, 0).await.unwrap()?;
+    let mut reader = logs.read(build, 0).await.unwrap()?;
     let mut events = Vec::new();
     while let Some(line) = reader.next().await.unwrap() {
         events.push(line.event);
@@ -176,12 +219,16 @@ async fn the_log_of_a_build_that_has_ended_is_read_where_it_was_not_written() {
     let (one, other, build) = (fixture.logs("one"), fixture.logs("other"), ended());
     assert_eq!(lines(&other, &build).await, None);
     let said = ["first", "second"].map(|text| PushEvent::Line(text.to_owned()));
-    let mut writer = one.write(&build.app, build.number).await.unwrap();
+    let mut writer = one.write(&build).await.unwrap();
     for event in said.clone() {
         writer.write(event).await.unwrap();
     }
     one.keep(&build).await;
     drop(writer);
+    // A server that began the build and lost it has its beginning alone.
+    let began = fixture.logs("began");
+    began.write(&build).await.unwrap().write(said[0].clone()).await.unwrap();
+    assert_eq!(lines(&began, &build).await.as_deref(), Some(said.as_slice()));
     let later = Build { created_at: jiff::Timestamp::UNIX_EPOCH, ..build.clone() };
     assert_eq!(lines(&other, &later).await, None, "the build of another app of this name");
     assert_eq!(lines(&other, &build).await.as_deref(), Some(said.as_slice()));

@@ -93,6 +93,16 @@ pub(super) async fn log(
     format: Format,
 ) -> Result<u8> {
     let server = context.server;
+    let build = if follow {
+        let elsewhere = server.elsewhere(build);
+        tokio::select! {
+            biased;
+            ended = elsewhere => &ended?,
+            _ = context.closed.wait() => return Ok(1),
+        }
+    } else {
+        build
+    };
     let mut lines = if follow { server.follow(build, after) } else { server.replay(build, after) };
     loop {
         let line = tokio::select! {

@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 
 use super::{AppArgument, Format, Verb};
 use crate::model::store::{self, StoreError, Versioned};
-use crate::model::{App, AppName, ObjectName, PushEvent, ReleaseNumber};
+use crate::model::{App, AppName, Chain, ObjectName, PushEvent, ReleaseNumber};
 use crate::push::Failure;
 use crate::push::change::ChangeError;
 use crate::receive::keys::KeysError;
@@ -169,6 +169,7 @@ impl Context<'_> {
             ChangeError::Nothing(text) => VerbError::Said(text),
             ChangeError::Failed(failure) => VerbError::Failed(failure),
             ChangeError::Store(error) => VerbError::Store(error),
+            error @ (ChangeError::Claim(_) | ChangeError::Lost) => VerbError::Said(Chain(&error).to_string()),
         }
     }
 

@@ -6,6 +6,9 @@ use crate::push::claim::{self, BuildOrder, ClaimError};
 
 /// Builds and releases again what the deploy branch names.
 pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -> Result<u8, VerbError> {
+    if context.server.is_stopping() {
+        return Err(VerbError::Said(ClaimError::Stopping.to_string()));
+    }
     let app = context.app(&arguments.app).await?.object;
     let branch = crate::serve::deploy_branch(context.server.settings().deploy_branch.as_deref(), &app.refs);
     let Some(commit) = app.refs.get(&branch).copied() else {
@@ -33,18 +36,19 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -
             ..PushOptions::default()
         },
     };
-    let build = match claim::claim_build(context.server.store(), order).await {
-        Ok(build) => build,
+    let (build, hold) = match claim::claim_build(context.server.stages(), order).await {
+        Ok(claimed) => claimed,
         Err(ClaimError::Busy(holder)) => {
             let busy = crate::serve::describe_busy(context.server, &app.name, &holder).await;
             return Err(VerbError::Busy(busy.details));
         }
         Err(ClaimError::Store(error)) => return Err(error.into()),
+        Err(error) => return Err(VerbError::Said(Chain(&error).to_string())),
     };
     let heading =
         format!("{}: build {} of {} by {}", build.app, build.number, build.commit.short(), build.by);
     context.event(&PushEvent::Heading(heading)).await?;
-    context.server.pushes().start(build.clone()).await?;
+    context.server.pushes().start(build.clone(), hold).await?;
     if arguments.detach {
         let follow = context.server.addresses().follow(&build.app, build.number);
         context.event(&PushEvent::Line(format!("Follow it: {follow}"))).await?;

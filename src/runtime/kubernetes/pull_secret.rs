@@ -78,14 +78,23 @@ impl PullSecret {
         })
     }
 
-    /// Keeps it what the Secret `source` of the server's `namespace` says, for as long as it runs.
-    pub async fn follow(self, cluster: &Cluster, namespace: &str, source: &str) {
+    /// Keeps it what the Secret `source` of the server's `namespace` says, for as long as it runs, and tells `changed` too.
+    pub async fn follow(
+        self,
+        cluster: &Cluster,
+        namespace: &str,
+        source: &str,
+        changed: impl Fn(&Secret<String>) + Send + Sync,
+    ) {
         let api: Api<Object> = Api::namespaced(cluster.client(), namespace);
         let mut changes = watch_object(api, source).default_backoff().boxed();
         while let Some(change) = changes.next().await {
             let applied = match change {
                 Ok(Some(secret)) => match docker_config(&secret) {
-                    Some(config) => self.apply(&config).await,
+                    Some(config) => {
+                        changed(&config);
+                        self.apply(&config).await
+                    }
                     None => Err(PullSecretError::Missing),
                 },
                 Ok(None) => {

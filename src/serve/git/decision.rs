@@ -152,8 +152,10 @@ impl Decision<'_> {
             let app = create_app(self.server, &self.name, &self.person).await;
             app.map_err(|error| self.failed("make the app", &error))?;
             let name = ObjectName::of(&self.name);
+            // What this push changed, and not all of it: another server may have changed it too.
             store::modify(&*self.server.stages().store, &name, |app: &mut App| {
-                app.shallow.clone_from(&shallow);
+                app.shallow.retain(|id| shallow.contains(id) || !known.contains(id));
+                app.shallow.extend(shallow.difference(&known));
                 Ok::<_, StoreError>(())
             })
             .await

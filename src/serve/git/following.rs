@@ -11,6 +11,9 @@ impl Decision<'_> {
     /// Shows the build's log until it ends. A pusher who closes the connection cancels; one who falls silent does not.
     pub(super) async fn follow_to_the_end(&self, build: &Build, reporter: &mut Reporter<Output>) -> Verdict {
         let _attached = self.server.pushes().attach(&build.app, build.number);
+        if let Err(verdict) = self.wait_elsewhere(build, reporter).await {
+            return verdict;
+        }
         let mut lines = self.server.follow(build, 0);
         let mut tick = tokio::time::interval(KEEPALIVE);
         loop {
@@ -37,7 +40,30 @@ impl Decision<'_> {
             }
         }
         self.server.pushes().ended(&build.app, build.number).await;
-        self.verdict(build).await
+        // Its lease may be another server's by now.
+        match self.wait_elsewhere(build, reporter).await {
+            Ok(()) => self.verdict(build).await,
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// Waits for the end of a build that another server drives; its lines come then. `Err` where the pusher is gone, or this
+    /// server stops.
+    async fn wait_elsewhere(&self, build: &Build, reporter: &mut Reporter<Output>) -> Result<(), Verdict> {
+        let ended = self.server.elsewhere(build);
+        tokio::pin!(ended);
+        let mut tick = tokio::time::interval(KEEPALIVE);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut ended => return match ended {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(Verdict::Refused(self.failed("look for the build", &error))),
+                },
+                gone = self.closed.wait() => return Err(self.left(gone, build).await),
+                _ = tick.tick() => { drop(reporter.keepalive().await); }
+            }
+        }
     }
 
     /// How a build ended, as git is told.

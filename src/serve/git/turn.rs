@@ -10,7 +10,7 @@ use crate::git::{GitError, Reporter, Repository};
 use crate::model::store;
 use crate::model::{App, Build, Cancel, CancelReason, Claim, CommitId, Holder, ObjectName, PushEvent};
 use crate::push::claim::{self, BuildOrder, ClaimError};
-use crate::receive::Output;
+use crate::receive::{Gone, Output};
 
 impl Decision<'_> {
     /// Claims the app, waits for it, or takes over a build of the same commit that nobody follows.
@@ -24,10 +24,13 @@ impl Decision<'_> {
         let mut turn: Option<Turn> = None;
         loop {
             if turn.is_some() {
+                if self.server.is_stopping() {
+                    return Err(ClaimError::Stopping.to_string());
+                }
                 order = self.after_waiting(order).await?;
             }
-            let holder = match claim::claim_build(&*self.server.stages().store, order.clone()).await {
-                Ok(build) => {
+            let holder = match claim::claim_build(self.server.stages(), order.clone()).await {
+                Ok((build, hold)) => {
                     let heading = format!(
                         "{}: build {} of {} by {}",
                         build.app,
@@ -36,12 +39,14 @@ impl Decision<'_> {
                         build.by
                     );
                     say(reporter, &PushEvent::Heading(heading)).await;
-                    let started = self.server.pushes().start(build.clone()).await;
+                    let started = self.server.pushes().start(build.clone(), hold).await;
                     started.map_err(|error| self.failed("write the build's log", &error))?;
                     return Ok(build);
                 }
                 Err(ClaimError::Busy(holder)) => holder,
                 Err(ClaimError::Store(error)) => return Err(self.failed("claim the app", &error)),
+                Err(ClaimError::Lease(error)) => return Err(self.failed("claim the app", &error)),
+                Err(error @ (ClaimError::Stopping | ClaimError::Elsewhere)) => return Err(error.to_string()),
             };
             if let Some(build) = self.orphan_of_same_commit(&holder, &order).await {
                 say(
@@ -125,7 +130,10 @@ impl Decision<'_> {
             tokio::select! {
                 biased;
                 () = &mut overtaken => return Err("a newer push waits in its place".to_owned()),
-                gone = self.closed.wait() => return Err(format!("the pusher is gone ({gone:?})")),
+                gone = self.closed.wait() => return Err(match gone {
+                    Gone::Shutdown => ClaimError::Stopping.to_string(),
+                    Gone::Hangup | Gone::Silent => "the pusher is gone".to_owned(),
+                }),
                 freed = &mut free => return freed.map_err(|error| self.failed("wait for the app", &error)),
                 _ = tick.tick() => { drop(reporter.keepalive().await); }
             }

@@ -433,7 +433,7 @@ async fn kubelets_get_a_credential_that_was_changed_without_a_restart() {
     let pull = PullSecret::new(&place.cluster, &place.namespace, "hephy-pull", hosts);
     let (cluster, namespace) = (place.cluster.clone(), place.namespace.clone());
     let mut following = JoinSet::new();
-    following.spawn(async move { pull.follow(&cluster, &namespace, "credentials").await });
+    following.spawn(async move { pull.follow(&cluster, &namespace, "credentials", |_| {}).await });
     for auth in ["YTpi", "YTpj"] {
         let params = PatchParams::apply("test").force();
         secrets.patch("credentials", &params, &Patch::Apply(source(auth))).await.unwrap();

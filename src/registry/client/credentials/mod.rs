@@ -7,7 +7,7 @@ mod places;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use file::Source;
 use helper::Helpers;
@@ -39,8 +39,38 @@ pub enum Credential {
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     given: BTreeMap<String, Credential>,
+    live: Option<DockerConfig>,
     sources: Vec<Arc<Source>>,
     helpers: Arc<Helpers>,
+}
+
+/// A docker `config.json` that may be replaced while clients use it: registries' passwords change.
+#[derive(Debug, Clone)]
+pub struct DockerConfig(Arc<RwLock<(Secret<String>, Arc<Source>)>>);
+
+impl DockerConfig {
+    /// Reads the text.
+    pub fn parse(text: Secret<String>) -> Result<Self, CredentialsError> {
+        let source = Arc::new(Source::parse(text.reveal(), "the given configuration")?);
+        Ok(Self(Arc::new(RwLock::new((text, source)))))
+    }
+
+    /// Has all clients use another from now on; one that cannot be read leaves the one before.
+    pub fn replace(&self, text: Secret<String>) -> Result<(), CredentialsError> {
+        let source = Arc::new(Source::parse(text.reveal(), "the given configuration")?);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (text, source);
+        Ok(())
+    }
+
+    /// The text as it is now.
+    #[must_use]
+    pub fn text(&self) -> Secret<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn source(&self) -> Arc<Source> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).1)
+    }
 }
 
 /// Why there are no credentials where there should be some.
@@ -165,6 +195,12 @@ impl Credentials {
         self
     }
 
+    /// What a configuration says at the time of each request.
+    #[must_use]
+    pub fn live(config: DockerConfig) -> Self {
+        Self { live: Some(config), ..Self::default() }
+    }
+
     /// Reads the text of a docker `config.json`.
     pub fn docker_config_json(text: &str) -> Result<Self, CredentialsError> {
         let source = Source::parse(text, "the given configuration")?;
@@ -194,7 +230,7 @@ impl Credentials {
         }
         sources.extend(Source::gitlab(variable).map(Arc::new));
         let helpers = Arc::new(Helpers::new(variable("PATH")));
-        Ok(Self { given: BTreeMap::new(), sources, helpers })
+        Ok(Self { given: BTreeMap::new(), live: None, sources, helpers })
     }
 
     /// Who we are for `repository`.
@@ -204,7 +240,8 @@ impl Credentials {
             return Ok(Identity::Known(Box::new(Found { credential, origin: "hephy".to_owned(), prefix })));
         }
         let mut note = None;
-        for source in &self.sources {
+        let live = self.live.as_ref().map(DockerConfig::source);
+        for source in live.iter().chain(&self.sources) {
             match source.find(repository, &self.helpers).await? {
                 Identity::Anonymous { note: other } => note = note.or(other),
                 known @ Identity::Known(_) => return Ok(known),
