@@ -61,6 +61,69 @@ pub enum Refusal {
     Unavailable(#[source] Box<dyn StdError + Send + Sync>),
 }
 
+/// Makes a call through the client, again and again until it is answered, for half a minute.
+///
+/// The client's own retries are few and its attempts have no end. Whoever makes a write must know its own: one whose
+/// answer was lost is made again.
+pub async fn patiently<T, F>(call: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut pace = Pace::new(PATIENCE);
+    loop {
+        let error = match once(call()).await {
+            Err(error) if may_pass(&error) => error,
+            done => return done,
+        };
+        if !pace.may_go_on() {
+            return Err(error);
+        }
+        tracing::debug!(%error, "a call to the API server is made again");
+        pace.pause().await;
+    }
+}
+
+/// Makes a call through the client once, for as long as one attempt may take: one that is not to be made twice.
+pub async fn once<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(ATTEMPT, call).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::Service(format!("no answer within {} s", ATTEMPT.as_secs()).into())),
+    }
+}
+
+/// Whether the same call may be answered otherwise in a moment.
+#[must_use]
+pub fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Api(status) => refusal("", status, 0).is_none(),
+        Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_) => true,
+        _ => false,
+    }
+}
+
+/// How a call is made again.
+struct Pace {
+    until: Instant,
+    wait: Duration,
+}
+
+impl Pace {
+    fn new(patience: Duration) -> Self {
+        Self { until: Instant::now() + patience, wait: WAITS.0 }
+    }
+
+    /// Whether there is time for another attempt.
+    fn may_go_on(&self) -> bool {
+        Instant::now() + self.wait <= self.until
+    }
+
+    /// Not all at the same moment, when it comes back.
+    async fn pause(&mut self) {
+        tokio::time::sleep(self.wait.mul_f64(rand::random_range(0.5..1.0))).await;
+        self.wait = WAITS.1.min(self.wait * 2);
+    }
+}
+
 impl Caller {
     /// Calls that are tried for half a minute.
     #[must_use]
@@ -84,8 +147,7 @@ impl Caller {
         request: Result<Request<Vec<u8>>, RequestError>,
     ) -> Result<Value, Refusal> {
         let request = request.map_err(|error| Refusal::Unavailable(Box::new(error)))?;
-        let until = Instant::now() + self.patience;
-        let (mut wait, longest) = WAITS;
+        let mut pace = Pace::new(self.patience);
         let mut is_retry = false;
         loop {
             let error = match self.attempt(plural, request.clone()).await {
@@ -94,13 +156,11 @@ impl Caller {
                 Ok(Err(refusal)) => return Err(refusal),
                 Err(error) => error,
             };
-            if Instant::now() + wait > until {
+            if !pace.may_go_on() {
                 return Err(Refusal::Unavailable(error));
             }
             tracing::debug!(plural, %error, "a call to the API server is tried again");
-            // Not all at the same moment, when it comes back.
-            tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
-            wait = longest.min(wait * 2);
+            pace.pause().await;
             is_retry = true;
         }
     }
@@ -186,6 +246,26 @@ mod tests {
         assert!(matches!(refusal("apps", &namespace, 0), Some(Refusal::Unknown(_))));
         let kind = Status::failure("404 page not found", "Failed to parse error data").with_code(404);
         assert!(matches!(refusal("apps", &kind, 0), Some(Refusal::Unknown(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_hangs_is_made_again_and_one_that_is_refused_is_not() {
+        let calls = std::cell::Cell::new(0);
+        let hanging = patiently(|| async {
+            calls.set(calls.get() + 1);
+            if calls.get() == 1 { std::future::pending().await } else { Ok(7) }
+        });
+        assert_eq!(hanging.await.unwrap(), 7);
+        let began = Instant::now();
+        let dead = patiently(std::future::pending::<Result<(), Error>>);
+        assert!(may_pass(&dead.await.unwrap_err()));
+        assert!(began.elapsed() < PATIENCE + ATTEMPT + ATTEMPT);
+        calls.set(0);
+        let refused = patiently(|| async {
+            calls.set(calls.get() + 1);
+            Err::<(), _>(Error::Api(Box::new(status(403, "Forbidden", "pods", "no"))))
+        });
+        assert!(refused.await.is_err() && calls.get() == 1);
     }
 
     #[test]

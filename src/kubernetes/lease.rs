@@ -20,8 +20,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Caller, MANAGER, Refusal, managed_by};
 
-/// How long a lease lasts without being renewed.
-const DURATION: Duration = Duration::from_secs(15);
+/// How long a lease lasts without being renewed. An API server that is away for a while costs nobody a lease, and one that
+/// is given up is free at once.
+const DURATION: Duration = Duration::from_secs(60);
 
 /// The leases of one namespace, for one process. Clones share what they have seen.
 #[derive(Debug, Clone)]
@@ -73,6 +74,7 @@ pub enum LeaseError {
 pub struct Held {
     leases: Leases,
     name: String,
+    holder: String,
     version: Arc<Mutex<String>>,
     lost: CancellationToken,
     renewing: AbortOnDropHandle<()>,
@@ -107,6 +109,7 @@ impl Leases {
         // Another for each time, so that a restarted pod is not taken for the one before.
         let holder = format!("{}_{:016x}", self.shared.owner, rand::random::<u64>());
         let read = self.read(name).await?;
+        let begun = Instant::now();
         let taken = match &read {
             None => self.write(name, &holder, None).await,
             Some(read) if self.is_over(name, read) => self.write(name, &holder, Some(&read.version)).await,
@@ -123,21 +126,20 @@ impl Leases {
             }
             Err(refusal) => return Err(self.error("take", "update", name, refusal)),
         };
-        Ok(Some(self.renewed(name, holder, version)))
+        Ok(Some(self.renewed(name, holder, (version, begun))))
     }
 
-    /// Whether nobody has the lease: there is none, or it was seen not to be renewed for as long as it lasts.
-    pub async fn expired(&self, name: &str) -> Result<bool, LeaseError> {
-        let read = self.read(name).await?;
-        Ok(read.is_none_or(|read| self.is_over(name, &read)))
-    }
-
-    fn renewed(&self, name: &str, holder: String, version: String) -> Held {
+    fn renewed(&self, name: &str, holder: String, (version, begun): (String, Instant)) -> Held {
         let lost = CancellationToken::new();
         let version = Arc::new(Mutex::new(version));
-        let renewing = renew(self.clone(), name.to_owned(), holder, Arc::clone(&version), lost.clone());
-        let renewing = AbortOnDropHandle::new(tokio::spawn(renewing));
-        Held { leases: self.clone(), name: name.to_owned(), version, lost, renewing }
+        let renewal = Renewal {
+            leases: self.clone(),
+            name: name.to_owned(),
+            holder: holder.clone(),
+            version: Arc::clone(&version),
+        };
+        let renewing = AbortOnDropHandle::new(tokio::spawn(renewal.run(begun, lost.clone())));
+        Held { leases: self.clone(), name: name.to_owned(), holder, version, lost, renewing }
     }
 
     /// Notes what was read, and says whether the same was read for long enough.
@@ -194,6 +196,12 @@ impl Leases {
         Ok(text(&written, "/metadata/resourceVersion").unwrap_or_default())
     }
 
+    async fn delete(&self, name: &str, version: String) -> Result<(), Refusal> {
+        let preconditions = Some(Preconditions { resource_version: Some(version), uid: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::background() };
+        self.shared.caller.call("leases", self.request().delete(name, &params)).await.map(drop)
+    }
+
     fn error(&self, doing: &'static str, verb: &'static str, name: &str, refusal: Refusal) -> LeaseError {
         match refusal {
             Refusal::Forbidden(message) => {
@@ -208,43 +216,58 @@ fn text(object: &Value, pointer: &str) -> Option<String> {
     Some(object.pointer(pointer)?.as_str()?.to_owned())
 }
 
-/// Renews until it cannot be done in time; then the lease is lost, before anybody else can have it.
-async fn renew(
+/// What is renewed.
+struct Renewal {
     leases: Leases,
     name: String,
     holder: String,
     version: Arc<Mutex<String>>,
-    lost: CancellationToken,
-) {
-    let duration = leases.shared.duration;
-    let _lost = lost.drop_guard();
-    let mut renewed = Instant::now();
-    loop {
-        tokio::time::sleep_until(renewed + duration / 3).await;
+}
+
+impl Renewal {
+    /// Renews until it cannot be done in time; then the lease is lost, before anybody else can have it.
+    async fn run(self, mut renewed: Instant, lost: CancellationToken) {
+        let duration = self.leases.shared.duration;
+        let _lost = lost.drop_guard();
         loop {
-            let begun = Instant::now();
-            let read = version.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let next = match leases.write(&name, &holder, Some(&read)).await {
-                Ok(next) => Some(next),
-                // An answer that was lost, or somebody else's.
-                Err(Refusal::Conflict) => match leases.read(&name).await {
-                    Ok(Some(read)) if read.holder == holder => Some(read.version),
-                    Ok(_) => return,
-                    Err(_) => None,
-                },
-                Err(Refusal::Missing | Refusal::MissingAfterRetry) => return,
-                Err(_) => None,
-            };
-            if let Some(next) = next {
-                *version.lock().unwrap_or_else(PoisonError::into_inner) = next;
-                renewed = begun;
-                break;
-            }
-            if renewed.elapsed() >= duration * 2 / 3 {
-                tracing::warn!(lease = name, "a lease could not be renewed in time");
-                return;
+            tokio::time::sleep_until(renewed + duration / 3).await;
+            // Others may have it `duration` after the last write that they can have seen.
+            match tokio::time::timeout_at(renewed + duration * 2 / 3, self.once()).await {
+                Ok(Some(begun)) => renewed = begun,
+                Ok(None) => return,
+                Err(_) => {
+                    tracing::warn!(lease = self.name, "a lease could not be renewed in time");
+                    return;
+                }
             }
         }
+    }
+
+    /// Renews it, and says when that was begun; nothing where it is somebody else's.
+    async fn once(&self) -> Option<Instant> {
+        loop {
+            let begun = Instant::now();
+            let read = self.version.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            match self.leases.write(&self.name, &self.holder, Some(&read)).await {
+                Ok(next) => {
+                    self.set(next);
+                    return Some(begun);
+                }
+                // An answer that was lost, or somebody else's. What was written when is not known: it is written again.
+                Err(Refusal::Conflict) => match self.leases.read(&self.name).await {
+                    Ok(Some(read)) if read.holder == self.holder => self.set(read.version),
+                    Ok(_) => return None,
+                    Err(_) => {}
+                },
+                Err(Refusal::Missing | Refusal::MissingAfterRetry) => return None,
+                Err(_) => {}
+            }
+            tokio::time::sleep(self.leases.shared.duration / 10).await;
+        }
+    }
+
+    fn set(&self, version: String) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
     }
 }
 
@@ -257,15 +280,19 @@ impl Held {
 
     /// Gives the lease up, so that others need not wait for its end.
     pub async fn release(self) {
-        let Self { leases, name, version, renewing, .. } = self;
-        // After its last write: the version is the one that is there.
+        let Self { leases, name, holder, version, renewing, .. } = self;
         renewing.abort();
         drop(renewing.await);
-        let resource_version = Some(version.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let preconditions = Some(Preconditions { resource_version, uid: None });
-        let params = DeleteParams { preconditions, ..DeleteParams::background() };
-        let request = leases.request().delete(&name, &params);
-        if let Err(refusal) = leases.shared.caller.call("leases", request).await {
+        let known = version.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut deleted = leases.delete(&name, known).await;
+        // A renewal that was cut short may have been done.
+        if let Err(Refusal::Conflict) = deleted
+            && let Ok(Some(read)) = leases.read(&name).await
+            && read.holder == holder
+        {
+            deleted = leases.delete(&name, read.version).await;
+        }
+        if let Err(refusal) = deleted {
             tracing::debug!(lease = name, %refusal, "a lease was not given up, and ends by itself");
         }
     }

@@ -9,7 +9,7 @@ mod labels;
 mod lease;
 mod trouble;
 
-pub use call::{Caller, Refusal};
+pub use call::{Caller, Refusal, may_pass, once, patiently};
 pub use cluster::{Cluster, ConnectError};
 pub use labels::{API_GROUP, API_VERSION, Label, MANAGER, Namespaces, managed_by};
 pub use lease::{Held, LeaseError, Leases};

@@ -40,9 +40,9 @@ pub enum PodTrouble {
     },
     /// It ran longer than `activeDeadlineSeconds`.
     DeadlineExceeded,
-    /// It was stopped with its node, or to make room.
+    /// It was stopped with its node or to make room, or its node would not have it.
     Disrupted {
-        /// `NodeShutdown`, `Preempting`, `NodeLost`, …
+        /// `NodeShutdown`, `Preempting`, `NodeLost`, `OutOfcpu`, `UnexpectedAdmissionError`, …
         reason: String,
         /// What was said.
         message: String,
@@ -95,6 +95,10 @@ pub fn trouble(pod: &Pod) -> Option<PodTrouble> {
             reason: disruption.reason.clone().unwrap_or_default(),
             message: disruption.message.clone().unwrap_or_default(),
         });
+    }
+    // A kubelet says so of a pod that it will not begin, whatever the reason: `OutOfmemory`, `OutOfpods`.
+    if let (Some("Failed"), Some(reason)) = (status.phase.as_deref(), &status.reason) {
+        return Some(PodTrouble::Disrupted { reason: reason.clone(), message: message() });
     }
     let unscheduled = condition("PodScheduled", "False")?;
     (unscheduled.reason.as_deref() == Some("Unschedulable"))
@@ -218,6 +222,18 @@ mod tests {
             "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}}),
         );
         assert_eq!(trouble(&failed), Some(PodTrouble::Exited { exit_code: 1, signal: None }));
+    }
+
+    #[test]
+    fn a_pod_that_its_node_would_not_have_says_why() {
+        let refused = pod(serde_json::json!({"status": {"phase": "Failed", "reason": "OutOfcpu",
+            "message": "Pod was rejected: Node didn't have enough resource: cpu"}}));
+        let trouble = trouble(&refused).unwrap();
+        assert!(trouble.is_passing());
+        assert_eq!(
+            trouble.to_string(),
+            "the pod was taken away (OutOfcpu): Pod was rejected: Node didn't have enough resource: cpu"
+        );
     }
 
     #[test]

@@ -28,6 +28,12 @@ pub enum RuntimeError {
         /// Which.
         release: ReleaseNumber,
     },
+    /// Another server does it now.
+    #[error("the work on `{app}` is left to another server")]
+    Left {
+        /// Whose.
+        app: AppName,
+    },
     /// The work on an app ended by a fault of hephy's.
     #[error("the work on `{app}` broke off")]
     BrokeOff {
@@ -199,6 +205,7 @@ impl RuntimeError {
             Self::Stale { .. }
             | Self::NotStarted { .. }
             | Self::Cancelled { .. }
+            | Self::Left { .. }
             | Self::BrokeOff { .. }
             | Self::Image { .. }
             | Self::Layers { .. }
@@ -220,6 +227,7 @@ impl RuntimeError {
             Self::Stale { .. }
             | Self::NotStarted { .. }
             | Self::Cancelled { .. }
+            | Self::Left { .. }
             | Self::BrokeOff { .. }
             | Self::Image { .. }
             | Self::Layers { .. }

@@ -61,7 +61,7 @@ pub async fn rollout<'a>(
         Err(error) => Err(error),
     };
     if let Err(error) = switched {
-        if !matches!(error, RuntimeError::Stale { .. })
+        if !matches!(error, RuntimeError::Stale { .. } | RuntimeError::Left { .. })
             && let Err(undo) = runtime.undo(version, previous).await
         {
             let app = &version.release.app;

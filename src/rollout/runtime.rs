@@ -252,8 +252,14 @@ pub trait Runtime: Send + Sync {
         query: LogQuery,
     ) -> Result<BoxStream<'static, InstanceLine>, RuntimeError>;
 
+    /// Lets go of whatever this process is doing to `app`, because another server does it now: it ends where it is, and
+    /// nothing is taken back. To be called before the futures of that work are dropped.
+    fn leave(&self, _app: &AppName) {}
+
     /// Takes over what runs of `current`, which is all that the store calls current, and stops everything else.
     ///
-    /// Requests reach what was taken over when it returns. Returns the apps that lack instances, for [`Runtime::scale`].
+    /// Requests reach what was taken over when it returns. Returns the apps that lack instances, for [`Runtime::scale`];
+    /// where there are several servers, whoever calls that claims the app first and reads it again. It may be called
+    /// again at any time, and cheaply: what somebody is at work on is left alone, and seen the next time.
     async fn adopt(&self, current: &[Version]) -> Result<Vec<AppName>, RuntimeError>;
 }

@@ -1,9 +1,9 @@
 //! Leases: one holder at a time, taken up when the holder is gone, and lost in time when it cannot be renewed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
-use hephy::kubernetes::Leases;
+use hephy::kubernetes::{Held, Leases};
 
 use crate::store_conformance::api_server::ApiServer;
 
@@ -15,14 +15,17 @@ fn leases(server: &ApiServer, owner: &str) -> Leases {
     Leases::lasting(server.client(), "hephy", owner, LASTING)
 }
 
-/// Asks until the lease is over.
-async fn expired(leases: &Leases, name: &str) {
-    let over = async {
-        while !leases.expired(name).await.unwrap() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Takes the lease as soon as it can be had, which is when it was not renewed for as long as it lasts.
+async fn taken(leases: &Leases, name: &str) -> Held {
+    let taken = async {
+        loop {
+            match leases.hold(name).await.unwrap() {
+                Some(held) => return held,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
         }
     };
-    tokio::time::timeout(SOON, over).await.unwrap();
+    tokio::time::timeout(SOON, taken).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,9 +35,7 @@ async fn one_has_it_until_it_is_given_up() {
     let held = one.hold("build--hello--7").await.unwrap().unwrap();
     assert!(other.hold("build--hello--7").await.unwrap().is_none());
     assert!(one.hold("build--hello--7").await.unwrap().is_none());
-    assert!(!other.expired("build--hello--7").await.unwrap());
     held.release().await;
-    assert!(other.expired("build--hello--7").await.unwrap());
     assert!(other.hold("build--hello--7").await.unwrap().is_some());
 }
 
@@ -43,7 +44,7 @@ async fn one_that_is_renewed_does_not_end() {
     let server = ApiServer::start().await;
     let (one, other) = (leases(&server, "one"), leases(&server, "other"));
     let held = one.hold("a").await.unwrap().unwrap();
-    let over = tokio::time::timeout(LASTING * 2, expired(&other, "a")).await;
+    let over = tokio::time::timeout(LASTING * 2, taken(&other, "a")).await;
     assert!(over.is_err() && !held.lost().is_cancelled());
 }
 
@@ -52,10 +53,11 @@ async fn of_many_who_take_up_what_a_dead_holder_left_one_does() {
     let server = ApiServer::start().await;
     drop(leases(&server, "dead").hold("a").await.unwrap().unwrap());
     let others: Vec<Leases> = (0..5).map(|number| leases(&server, &format!("other-{number}"))).collect();
-    futures::future::join_all(others.iter().map(|other| expired(other, "a"))).await;
-    let taken = futures::future::join_all(others.iter().map(|other| other.hold("a"))).await;
-    let held: Vec<_> = taken.into_iter().filter_map(Result::unwrap).collect();
-    assert_eq!(held.len(), 1);
+    // The first has it, and keeps it: nobody else gets it for longer than it lasts.
+    let all = others.iter().map(|other| Box::pin(taken(other, "a")));
+    let (first, _, rest) = futures::future::select_all(all).await;
+    let second = tokio::time::timeout(LASTING * 2, futures::future::select_all(rest)).await;
+    assert!(second.is_err() && !first.lost().is_cancelled());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,8 +69,31 @@ async fn who_cannot_renew_knows_before_another_can_have_it() {
     tokio::select! {
         biased;
         lost = tokio::time::timeout(SOON, held.lost().cancelled()) => lost.unwrap(),
-        () = expired(&other, "a") => panic!("another could have it"),
+        _ = taken(&other, "a") => panic!("another could have it"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gets_no_answer_knows_before_another_can_have_it() {
+    let server = ApiServer::start().await;
+    let (one, other) = (leases(&server, "one"), leases(&server, "other"));
+    let held = one.hold("a").await.unwrap().unwrap();
+    server.hang("leases", Method::PUT);
+    let began = Instant::now();
+    // Whoever looks meanwhile counts from the first look.
+    assert!(other.hold("a").await.unwrap().is_none());
+    tokio::time::timeout(SOON, held.lost().cancelled()).await.unwrap();
+    assert!(began.elapsed() < LASTING, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_comes_at_once_is_not_asked_for_again_and_again() {
+    let server = ApiServer::start().await;
+    let held = leases(&server, "one").hold("a").await.unwrap().unwrap();
+    server.forbid("leases", Method::PUT);
+    tokio::time::timeout(SOON, held.lost().cancelled()).await.unwrap();
+    let asked = server.forbidden();
+    assert!((1..=6).contains(&asked), "{asked}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

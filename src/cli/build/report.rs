@@ -12,7 +12,7 @@ use crate::build::{
 use crate::model::Secret;
 use crate::oci::Reference;
 
-/// How long the result may take on its way: a pod that is to end is killed some seconds later.
+/// How long the result may take on its way. A pod that is told to end has less: 20 seconds in all.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where an engine in a Job has its credentials from, and where its result goes.

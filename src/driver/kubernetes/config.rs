@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PodSecurityContext, ResourceRequirements, SecurityContext, Toleration};
+use k8s_openapi::api::core::v1::{ResourceRequirements, SecurityContext, Toleration};
 use url::Url;
 
 use crate::build::BuildRequest;
@@ -32,10 +32,6 @@ pub struct JobConfig {
     pub tolerations: Vec<Toleration>,
     /// Labels that a node must have besides its architecture.
     pub node_selector: BTreeMap<String, String>,
-    /// Labels of the pods besides ours.
-    pub pod_labels: BTreeMap<String, String>,
-    /// The pods' security context.
-    pub pod_security_context: Option<PodSecurityContext>,
     /// The container's security context.
     pub security_context: Option<SecurityContext>,
     /// `hostUsers`: `false` gives a pod a user namespace of its own.
@@ -80,8 +76,6 @@ impl JobConfig {
             resources: ResourceRequirements::default(),
             tolerations: Vec::new(),
             node_selector: BTreeMap::new(),
-            pod_labels: BTreeMap::new(),
-            pod_security_context: None,
             security_context: None,
             host_users: None,
             scratch_size_limit: None,

@@ -19,6 +19,7 @@ use super::job::BuildJob;
 use super::logs::{Log, Said};
 use super::verdict::{Verdict, has_begun, has_ended, is_refused, judge};
 use crate::build::{BuildEvent, BuildFailure, NumberedEvent, Outcome, Report, StepFailure, find_report};
+use crate::kubernetes::{once, patiently};
 use crate::model::PlatformImage;
 use crate::oci::Reference;
 
@@ -298,7 +299,8 @@ impl<'a> Attempt<'a> {
         if age < POD_PATIENCE {
             return Ok(None);
         }
-        let Some(job) = self.jobs.get_opt(&self.name).await.map_err(|error| api("read a Job", &error))?
+        let Some(job) =
+            patiently(|| self.jobs.get_opt(&self.name)).await.map_err(|error| api("read a Job", &error))?
         else {
             // Deleted, and not by us: somebody else ended the build.
             return Ok(Some(Ended::Over(Err(BuildFailure::Cancelled))));
@@ -329,7 +331,13 @@ impl<'a> Attempt<'a> {
         let events: Api<Event> = Api::namespaced(self.driver.cluster.client(), &self.driver.config.namespace);
         let parameters =
             ListParams::default().fields(&format!("involvedObject.name={},type=Warning", self.name));
-        events.list(&parameters).await.ok()?.items.into_iter().filter_map(|event| event.message).next_back()
+        once(events.list(&parameters))
+            .await
+            .ok()?
+            .items
+            .into_iter()
+            .filter_map(|event| event.message)
+            .next_back()
     }
 
     async fn again(&mut self, reason: String) -> Result<Ended, BuildFailure> {
@@ -435,10 +443,11 @@ impl<'a> Attempt<'a> {
 
     /// Ends the Job with its pod, and waits a moment for that.
     async fn cancel(&mut self) {
+        let deadline = Instant::now() + CANCEL_LIMIT;
         self.delete().await;
         let Some(name) = self.pod.as_ref().and_then(|pod| pod.metadata.name.clone()) else { return };
         let gone = async {
-            while let Ok(Some(pod)) = self.pods.get_opt(&name).await {
+            while let Ok(Some(pod)) = once(self.pods.get_opt(&name)).await {
                 if has_ended(&pod) {
                     return;
                 }
@@ -446,7 +455,7 @@ impl<'a> Attempt<'a> {
             }
         };
         // The kubelet ends it in any case.
-        drop(tokio::time::timeout(CANCEL_LIMIT, gone).await);
+        drop(tokio::time::timeout_at(deadline, gone).await);
     }
 
     async fn delete(&self) {
@@ -454,7 +463,7 @@ impl<'a> Attempt<'a> {
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
         };
-        match self.jobs.delete(&self.name, &parameters).await {
+        match patiently(|| self.jobs.delete(&self.name, &parameters)).await {
             Ok(_) => {}
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => tracing::warn!(job = %self.name, error = %error, "a build's Job cannot be deleted"),

@@ -163,12 +163,7 @@ impl BuildJob {
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
             ..Container::default()
         };
-        let labels: BTreeMap<String, String> = config
-            .pod_labels
-            .iter()
-            .chain(&self.labels)
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        let labels = self.labels.clone();
         Ok(Job {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -202,7 +197,6 @@ impl BuildJob {
             image_pull_secrets: Some(pull_secrets),
             node_selector: Some(node_selector(config, &self.machine)),
             restart_policy: Some("Never".to_owned()),
-            security_context: config.pod_security_context.clone(),
             termination_grace_period_seconds: Some(GRACE_SECONDS),
             tolerations: Some(tolerations(config)),
             volumes: Some(volumes),
@@ -220,6 +214,17 @@ impl BuildJob {
             ..JobSpec::default()
         }
     }
+}
+
+/// Whether a Job has ended, or is to.
+pub(super) fn is_over(job: &Job) -> bool {
+    let mut conditions =
+        job.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    let has_ended = conditions.any(|condition| {
+        matches!(condition.type_.as_str(), "Complete" | "Failed" | "FailureTarget" | "SuccessCriteriaMet")
+            && condition.status == "True"
+    });
+    has_ended || job.metadata.deletion_timestamp.is_some()
 }
 
 /// The repository that source and result of a request are kept in.
@@ -402,6 +407,17 @@ mod tests {
         let ticket = container.env.iter().flatten().find(|variable| variable.name == "HEPHY_TICKET").unwrap();
         let (name, secret) = ticket.value.as_deref().unwrap().split_once('.').unwrap();
         assert_eq!((name, sum), ("hello--17--arm64", Digest::of(secret).to_string()));
+    }
+
+    #[test]
+    fn a_job_counts_until_it_has_ended() {
+        let job = |status: serde_json::Value| -> Job {
+            serde_json::from_value(serde_json::json!({ "status": status })).unwrap()
+        };
+        let ended = |kind: &str| serde_json::json!({"conditions": [{"type": kind, "status": "True"}]});
+        assert!(!is_over(&job(serde_json::json!({}))));
+        assert!(!is_over(&job(ended("Suspended"))));
+        assert!(is_over(&job(ended("Complete"))) && is_over(&job(ended("Failed"))));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::job::CONTAINER;
 use crate::build::{BuildEvent, NumberedEvent};
+use crate::kubernetes::once;
 
 /// The longest line that is read; an event is shorter.
 const MAX_LINE_BYTES: usize = 4 << 20;
@@ -54,7 +55,7 @@ async fn follow(pods: &Api<Pod>, pod: &str, mut last: u64, sender: &mpsc::Sender
     let parameters =
         LogParams { container: Some(CONTAINER.to_owned()), follow: true, ..LogParams::default() };
     while !sender.is_closed() {
-        match pods.log_stream(pod, &parameters).await {
+        match once(pods.log_stream(pod, &parameters)).await {
             Ok(stream) => match read(stream, &mut last, sender).await {
                 Ok(true) => return,
                 Ok(false) => {}

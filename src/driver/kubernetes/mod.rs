@@ -15,6 +15,7 @@ mod verdict;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::batch::v1::Job;
@@ -31,7 +32,7 @@ use crate::build::{
     BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, StepFailure, find_report,
     push_source,
 };
-use crate::kubernetes::Cluster;
+use crate::kubernetes::{Cluster, Label, managed_by, patiently};
 use crate::model::PlatformImage;
 use crate::oci::{Platform, Repository};
 use crate::registry::client::Client;
@@ -41,6 +42,9 @@ use queue::{Queue, Turn};
 
 /// How many Jobs a build may take, all but the first for what the cluster did.
 const ATTEMPTS: u32 = 3;
+
+/// How often is looked whether other servers' Jobs leave room.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs a Job for each build.
 #[derive(Debug, Clone)]
@@ -101,8 +105,8 @@ impl KubernetesDriver {
             return Ok(ended);
         }
         let architecture = architecture(&job.machine);
-        let name = job.name_of(number);
-        let found = self.jobs().get_opt(&name).await.map_err(|error| api("read a Job", &error))?;
+        let (name, jobs) = (job.name_of(number), self.jobs());
+        let found = patiently(|| jobs.get_opt(&name)).await.map_err(|error| api("read a Job", &error))?;
         let (turn, created) = match found {
             Some(found) => {
                 let created = found.metadata.creation_timestamp.map(|time| time.0);
@@ -110,9 +114,11 @@ impl KubernetesDriver {
             }
             None => {
                 let turn = self.queue.enter(&architecture, &job.owner);
-                if cancel.run_until_cancelled(self.wait(&turn, &architecture, events)).await.is_none() {
-                    return Err(BuildFailure::Cancelled);
-                }
+                let free = async {
+                    self.wait(&turn, &architecture, events).await;
+                    self.wait_for_others(&architecture, events).await
+                };
+                cancel.run_until_cancelled(free).await.ok_or(BuildFailure::Cancelled)??;
                 self.create(job, number).await?;
                 (turn, None)
             }
@@ -126,9 +132,10 @@ impl KubernetesDriver {
     ///
     /// The Jobs of those before it are deleted when they are lost, so the first is no sign that there is no other.
     async fn begun(&self, job: &BuildJob) -> Result<u32, BuildFailure> {
+        let jobs = self.jobs();
         for number in (2..=ATTEMPTS).rev() {
             let name = job.name_of(number);
-            let found = self.jobs().get_opt(&name).await.map_err(|error| api("read a Job", &error))?;
+            let found = patiently(|| jobs.get_opt(&name)).await.map_err(|error| api("read a Job", &error))?;
             if found.is_some() || self.has_report(job, number).await? {
                 return Ok(number);
             }
@@ -155,10 +162,45 @@ impl KubernetesDriver {
         }
     }
 
-    /// Makes an attempt's Job, or finds the one that another server has just made.
+    /// Waits until other servers' Jobs leave room for one more: the limit is the cluster's, and the row is this process'.
+    ///
+    /// Two that look at the same moment may both find room. Of two servers that wait, one is as likely to be next as the
+    /// other; within each the owners come in turn.
+    async fn wait_for_others(
+        &self,
+        architecture: &str,
+        events: &mpsc::Sender<BuildEvent>,
+    ) -> Result<(), BuildFailure> {
+        let (jobs, limit) = (self.jobs(), self.queue.limit());
+        let ours: Vec<String> = managed_by(&[(Label::Architecture, architecture)])
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        let params = ListParams::default().labels(&ours.join(","));
+        let mut is_told = false;
+        loop {
+            let running = match patiently(|| jobs.list(&params)).await {
+                Ok(jobs) => jobs.items.iter().filter(|job| !job::is_over(job)).count(),
+                // Whoever may not list Jobs has none but its own.
+                Err(kube::Error::Api(status)) if status.code == 403 => return Ok(()),
+                Err(error) => return Err(api("list its Jobs", &error)),
+            };
+            if running < limit {
+                return Ok(());
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                let text = format!("waiting: {running} builds for {architecture} run; {limit} do at once");
+                let _gone = events.send(BuildEvent::Note { text }).await;
+            }
+            tokio::time::sleep(OTHERS_INTERVAL.mul_f64(rand::random_range(0.5..1.5))).await;
+        }
+    }
+
+    /// Makes an attempt's Job, if there is none: another server, or a call whose answer was lost, may just have made it.
     async fn create(&self, job: &BuildJob, number: u32) -> Result<(), BuildFailure> {
         let rendered = job.render(&self.config, number)?;
-        match self.jobs().create(&PostParams::default(), &rendered).await {
+        let (jobs, params) = (self.jobs(), PostParams::default());
+        match patiently(|| jobs.create(&params, &rendered)).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
             Err(error) => Err(api("make the build's Job", &error)),
@@ -174,9 +216,9 @@ impl Driver for KubernetesDriver {
 
     async fn platforms(&self) -> Result<Vec<Platform>, BuildFailure> {
         let nodes: Api<Node> = Api::all(self.cluster.client());
-        let nodes =
-            nodes.list(&ListParams::default()).await.map_err(|error| api("list its nodes", &error))?;
-        Ok(nodes::platforms(&nodes.items, &self.config.tolerations))
+        let params = ListParams::default();
+        let nodes = patiently(|| nodes.list(&params)).await.map_err(|error| api("list its nodes", &error))?;
+        Ok(nodes::platforms(&nodes.items, &self.config))
     }
 
     async fn build(

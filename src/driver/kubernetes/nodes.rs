@@ -1,16 +1,25 @@
 //! Which platforms a cluster builds natively: those of its nodes that take pods now.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Node, Toleration};
 
+use super::config::JobConfig;
 use crate::oci::Platform;
 
-/// The platforms of the nodes that are ready and take pods with these tolerations, each once, in order.
-pub(super) fn platforms(nodes: &[Node], tolerations: &[Toleration]) -> Vec<Platform> {
-    let mut platforms: Vec<Platform> =
-        nodes.iter().filter(|node| takes_pods(node, tolerations)).filter_map(platform).collect();
+/// The platforms of the nodes that are ready and take pods that are made so, each once, in order.
+pub(super) fn platforms(nodes: &[Node], config: &JobConfig) -> Vec<Platform> {
+    let takes =
+        |node: &&Node| takes_pods(node, &config.tolerations) && is_selected(node, &config.node_selector);
+    let mut platforms: Vec<Platform> = nodes.iter().filter(takes).filter_map(platform).collect();
     platforms.sort();
     platforms.dedup();
     platforms
+}
+
+fn is_selected(node: &Node, selector: &BTreeMap<String, String>) -> bool {
+    let labels = node.metadata.labels.as_ref();
+    selector.iter().all(|(name, value)| labels.and_then(|labels| labels.get(name)) == Some(value))
 }
 
 fn takes_pods(node: &Node, tolerations: &[Toleration]) -> bool {
@@ -74,10 +83,18 @@ mod tests {
                 &serde_json::json!({"taints": [{"key": "builds", "value": "only", "effect": "NoSchedule"}]}),
             ),
         ];
+        let of = |config: &JobConfig| {
+            platforms(&nodes, config).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
         let names = |tolerations: &[Toleration]| {
-            platforms(&nodes, tolerations).iter().map(ToString::to_string).collect::<Vec<_>>()
+            of(&JobConfig { tolerations: tolerations.to_vec(), ..JobConfig::new("builds", "hephy") })
         };
         assert_eq!(names(&[]), ["linux/arm64"]);
+        let selector = |arch: &str| {
+            let node_selector = [("kubernetes.io/arch".to_owned(), arch.to_owned())].into();
+            of(&JobConfig { node_selector, ..JobConfig::new("builds", "hephy") })
+        };
+        assert_eq!((selector("arm64"), selector("riscv64")), (vec!["linux/arm64".to_owned()], vec![]));
         let toleration =
             Toleration { key: Some("builds".into()), value: Some("only".into()), ..Toleration::default() };
         assert_eq!(names(&[toleration]), ["linux/arm64", "linux/s390x"]);

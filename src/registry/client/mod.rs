@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex};
 
 pub use advice::{CertificateProblem, Given};
 pub use blob::{BlobSource, Transfer};
-pub use credentials::{Credential, Credentials, CredentialsError, DockerConfig};
+pub use credentials::{Credential, Credentials, CredentialsError, DockerConfig, registry_key};
 pub use error::ClientError;
 pub use manifests::ResolvedImage;
 pub use reach::{Hosts, Reach, ReachError};

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Map, Value, json};
 
 use super::names::{self, CHANGED_BY, CHANGING_UNTIL, CONTAINER, ENVIRONMENT_TYPE, PORT, RELEASE};
-use super::{Abilities, KubernetesConfig};
+use super::{Abilities, KubernetesConfig, work};
 use crate::kubernetes::{Label, managed_by};
 use crate::model::ProcessType;
 use crate::oci::ImageConfig;
@@ -167,7 +167,10 @@ impl<'a> Recipe<'a> {
     fn pod_spec(&self, process_type: &ProcessType, command: Option<&[String]>) -> Value {
         let policy = &self.config.policy;
         let answers = *process_type == ProcessType::web();
-        let drain = if answers && self.abilities.sleep { policy.drain } else { Duration::ZERO };
+        let drain = match self.pause(command) {
+            Some(_) if answers => policy.drain,
+            _ => Duration::ZERO,
+        };
         let mut spec = json!({
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
@@ -182,6 +185,18 @@ impl<'a> Recipe<'a> {
             spec["affinity"] = affinity;
         }
         spec
+    }
+
+    /// What lets an instance serve on for a while before its stop signal, so that whoever sends requests learns of it.
+    ///
+    /// Where the API server knows no `sleep`, the shell that a line of the Procfile needs anyway does it.
+    fn pause(&self, command: Option<&[String]>) -> Option<Value> {
+        let sleep = seconds(self.config.policy.drain);
+        if self.abilities.sleep {
+            Some(json!({"sleep": {"seconds": sleep}}))
+        } else {
+            command.map(|_| json!({"exec": {"command": ["/bin/sh", "-c", format!("sleep {sleep}")]}}))
+        }
     }
 
     fn container(&self, answers: bool, drain: Duration, command: Option<&[String]>) -> Value {
@@ -212,8 +227,8 @@ impl<'a> Recipe<'a> {
             container["readinessProbe"] = probe(3);
             container["readinessProbe"]["periodSeconds"] = 2.into();
             container["readinessProbe"]["timeoutSeconds"] = 2.into();
-            if !drain.is_zero() {
-                container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": seconds(drain)}}});
+            if let Some(pause) = self.pause(command).filter(|_| !drain.is_zero()) {
+                container["lifecycle"] = json!({"preStop": pause});
             }
         }
         container
@@ -255,15 +270,12 @@ impl<'a> Recipe<'a> {
     }
 }
 
-/// What says which release this is, and who is at work on the app until when at most.
+/// What says which release this is, and who is at work on the app.
 pub(super) fn changed(config: &KubernetesConfig, version: &Version) -> Value {
-    let policy = &config.policy;
-    let ready_timeout = version.ready_timeout.unwrap_or(policy.ready_timeout);
-    let until = jiff::Timestamp::now() + policy.pending + 2 * ready_timeout + policy.minimum_ready;
     json!({
         RELEASE: version.release.number.to_string(),
         CHANGED_BY: config.identity,
-        CHANGING_UNTIL: until.to_string(),
+        CHANGING_UNTIL: work::until().to_string(),
     })
 }
 
@@ -393,6 +405,19 @@ mod tests {
         }
         let grace = |value: &Value| at(value, "/spec/template/spec/terminationGracePeriodSeconds").clone();
         assert_eq!((grace(&web), grace(&worker)), (json!(35), json!(30)));
+    }
+
+    #[test]
+    fn an_older_cluster_lets_the_shell_of_a_line_wait() {
+        let (config, images, mut version) = (config(), [image("root")], version(&[], &[]));
+        let of = |version: &Version| {
+            let recipe = Recipe::new(&config, Abilities::default(), version, &images).unwrap();
+            let web = recipe.deployment(&"web".parse().unwrap(), 1, None);
+            at(&web, "/spec/template/spec/containers/0/lifecycle").clone()
+        };
+        assert_eq!(of(&version)["preStop"]["exec"]["command"], json!(["/bin/sh", "-c", "sleep 5"]));
+        version.release.processes.insert("web".parse().unwrap(), None);
+        assert_eq!(of(&version), Value::Null, "an image may have no shell");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::deployment::changed;
 use super::names::{self, PORT, RELEASE};
-use super::objects::{ApiError, Objects, failed};
+use super::objects::{ApiError, failed};
 use super::{Exposure, Shared};
 use crate::model::{AppName, ProcessType};
 use crate::rollout::{RuntimeError, Version};
@@ -56,28 +56,54 @@ pub(super) async fn make_current(
 
 async fn apply_route(shared: &Shared, app: &AppName) -> Result<(), ApiError> {
     match route(&shared.config.exposure, app) {
-        Some(Route::Ingress(ingress)) => shared.objects.apply::<Ingress>(&ingress).await.map(drop),
-        Some(Route::Http(route)) => shared.objects.apply_dynamic(&http_route(), &route).await,
-        None => Ok(()),
+        Some(Route::Ingress(ingress)) => shared.objects.apply::<Ingress>(&ingress).await.map(drop)?,
+        Some(Route::Http(route)) => shared.objects.apply_dynamic(&http_route(), &route).await?,
+        None => {}
+    }
+    Ok(())
+}
+
+/// Makes the way to an app what the setting says, once in this process: the setting may be another than it was.
+pub(super) async fn keep_route(shared: &Shared, app: &AppName) -> Result<(), ApiError> {
+    if shared.exposed().contains(app) {
+        return Ok(());
+    }
+    apply_route(shared, app).await?;
+    remove_routes(shared, app, &shared.config.exposure).await?;
+    shared.exposed().insert(app.clone());
+    Ok(())
+}
+
+/// Deletes the ways to an app but the one that is kept, whatever the setting is or was.
+async fn remove_routes(shared: &Shared, app: &AppName, keep: &Exposure) -> Result<(), ApiError> {
+    let name = names::service(app);
+    if !matches!(keep, Exposure::Ingress { .. }) {
+        let deleted = shared.objects.delete::<Ingress>(&name, &DeleteParams::default()).await;
+        unless_forbidden(deleted, matches!(shared.config.exposure, Exposure::Ingress { .. }))?;
+    }
+    if !matches!(keep, Exposure::HttpRoute { .. }) {
+        let deleted = shared.objects.delete_dynamic(&http_route(), &name).await;
+        unless_forbidden(deleted, matches!(shared.config.exposure, Exposure::HttpRoute { .. }))?;
+    }
+    Ok(())
+}
+
+/// A role that does not let us delete what the setting does not make is none of the app's trouble.
+fn unless_forbidden(deleted: Result<(), ApiError>, is_the_setting: bool) -> Result<(), ApiError> {
+    match deleted {
+        Err(error) if error.is_forbidden() && !is_the_setting => Ok(()),
+        deleted => deleted,
     }
 }
 
 /// Takes the way to the app away.
 pub(super) async fn remove(shared: &Shared, app: &AppName) -> Result<(), RuntimeError> {
-    let (objects, name): (&Objects, _) = (&shared.objects, names::service(app));
-    let params = DeleteParams::default();
-    match shared.config.exposure {
-        Exposure::Services => {}
-        Exposure::Ingress { .. } => {
-            let deleted = objects.delete::<Ingress>(&name, &params).await;
-            deleted.map_err(failed("delete the Ingress", app))?;
-        }
-        Exposure::HttpRoute { .. } => {
-            let deleted = objects.delete_dynamic(&http_route(), &name).await;
-            deleted.map_err(failed("delete the HTTPRoute", app))?;
-        }
-    }
-    objects.delete::<Service>(&name, &params).await.map_err(failed("delete the Service", app))
+    shared.exposed().remove(app);
+    // Nothing is kept: `Services` makes no route.
+    let removed = remove_routes(shared, app, &Exposure::Services).await;
+    removed.map_err(failed("delete the Ingress or HTTPRoute", app))?;
+    let deleted = shared.objects.delete::<Service>(&names::service(app), &DeleteParams::default()).await;
+    deleted.map_err(failed("delete the Service", app))
 }
 
 fn service(app: &AppName, annotations: &Value) -> Value {

@@ -6,19 +6,18 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use super::deployment::Recipe;
 use super::objects::failed;
-use super::state::{self, State, release_of, type_of};
+use super::state::{self, Over, State, release_of, type_of};
+use super::work::{self, Work, acting};
 use super::{Shared, expose, names, ready};
 use crate::kubernetes::Label;
 use crate::model::{AppName, ProcessType, ReleaseNumber};
 use crate::rollout::{EventSink, RuntimeError, Version};
-use crate::runtime::task::in_task;
 
 /// How often an object is read and written again that somebody changed in between.
 const CONFLICTS: u32 = 10;
@@ -32,13 +31,14 @@ pub(super) async fn start(
     events: &EventSink,
 ) -> Result<(), RuntimeError> {
     let (shared, version, events) = (Arc::clone(shared), version.clone(), events.clone());
-    in_task(&version.release.app.clone(), |cancel| async move {
+    acting(&Arc::clone(&shared), &version.release.app.clone(), |cancel| async move {
         let (app, release) = (&version.release.app, version.release.number);
         let _turn = shared.turn(app).await;
         let before = State::read(&shared, app).await?;
         newer(&version, before.current())?;
         let images = shared.images(&version).await?;
         let recipe = Recipe::new(&shared.config, shared.abilities, &version, &images)?;
+        let saying = work::say(&shared, app);
         let work = async {
             prepare(&shared, &version, &before).await?;
             state::put(&shared, &recipe, &version, release).await?;
@@ -55,9 +55,12 @@ pub(super) async fn start(
         };
         let restored = state::restore(&shared, &recipe, &version, &before).await;
         let restored = match restored {
-            Ok(()) if before.newest() != Some(release) => gone(&shared, app, Some(release)).await,
+            // What was there before may be the same release: one whose server died. It goes with an undo.
+            Ok(()) if !before.has(release) => gone(&shared, app, Some(release)).await,
             restored => restored,
         };
+        drop(saying);
+        work::done(&shared, app).await;
         if let Err(error) = restored {
             error!(%app, %release, error = &error as &dyn std::error::Error, "a version that failed cannot be taken back");
         }
@@ -68,7 +71,7 @@ pub(super) async fn start(
 
 pub(super) async fn switch(shared: &Arc<Shared>, version: &Version) -> Result<(), RuntimeError> {
     let (shared, version) = (Arc::clone(shared), version.clone());
-    in_task(&version.release.app.clone(), |_| async move {
+    acting(&Arc::clone(&shared), &version.release.app.clone(), |_| async move {
         let (app, release) = (&version.release.app, version.release.number);
         let _turn = shared.turn(app).await;
         make_current(&shared, &version, |there| {
@@ -96,7 +99,7 @@ pub(super) async fn retire(
     keep: ReleaseNumber,
 ) -> Result<(), RuntimeError> {
     let (shared, app) = (Arc::clone(shared), app.clone());
-    in_task(&app.clone(), |_| async move {
+    acting(&Arc::clone(&shared), &app.clone(), |_| async move {
         let _turn = shared.turn(&app).await;
         for deployment in &State::read(&shared, &app).await?.deployments {
             let is_old = release_of(&deployment.metadata).is_none_or(|release| release < keep);
@@ -104,7 +107,9 @@ pub(super) async fn retire(
                 state::remove_deployment(&shared, &app, &process_type).await?;
             }
         }
-        state::remove_environments(&shared, &app, |release| release < keep).await
+        state::remove_environments(&shared, &app, |release| release < keep).await?;
+        work::done(&shared, &app).await;
+        Ok(())
     })
     .await
 }
@@ -115,7 +120,7 @@ pub(super) async fn undo(
     previous: Option<&Version>,
 ) -> Result<(), RuntimeError> {
     let (shared, failed, previous) = (Arc::clone(shared), failed.clone(), previous.cloned());
-    in_task(&failed.release.app.clone(), |_| async move {
+    acting(&Arc::clone(&shared), &failed.release.app.clone(), |_| async move {
         let (app, release) = (&failed.release.app, failed.release.number);
         let _turn = shared.turn(app).await;
         let there = State::read(&shared, app).await?;
@@ -132,12 +137,15 @@ pub(super) async fn undo(
         };
         let images = shared.images(&previous).await?;
         let recipe = Recipe::new(&shared.config, shared.abilities, &previous, &images)?;
+        let saying = work::say(&shared, app);
         state::put(&shared, &recipe, &previous, release).await?;
         remove_other_types(&shared, &previous, &there).await?;
         make_current(&shared, &previous, |_| Ok(())).await?;
         // Nobody listens: the pusher reads of the failure, not of the way back.
         ready::wait(&shared, &recipe, &previous, &mpsc::unbounded_channel().0).await?;
         state::remove_environments(&shared, app, |number| number == release).await?;
+        drop(saying);
+        work::done(&shared, app).await;
         warn!(%app, %release, back = %previous.release.number, "a version was taken back");
         Ok(())
     })
@@ -150,15 +158,14 @@ pub(super) async fn scale(
     events: &EventSink,
 ) -> Result<(), RuntimeError> {
     let (shared, version, events) = (Arc::clone(shared), version.clone(), events.clone());
-    in_task(&version.release.app.clone(), |cancel| async move {
+    acting(&Arc::clone(&shared), &version.release.app.clone(), |cancel| async move {
         let (app, release) = (&version.release.app, version.release.number);
         let _turn = shared.turn(app).await;
         let before = State::read(&shared, app).await?;
-        if let Some(current) = before.current().filter(|current| *current != release) {
-            return Err(RuntimeError::Stale { app: app.clone(), release, current });
-        }
+        current_is(&version, &before)?;
         let images = shared.images(&version).await?;
         let recipe = Recipe::new(&shared.config, shared.abilities, &version, &images)?;
+        let saying = work::say(&shared, app);
         let work = async {
             prepare(&shared, &version, &before).await?;
             set_counts(&shared, &recipe, &version, &before).await?;
@@ -169,19 +176,30 @@ pub(super) async fn scale(
             Some(Err(failed)) => Some(failed),
             None => Some(RuntimeError::Cancelled { app: app.clone(), release }),
         };
-        if let Some(failed) = failed {
-            reset_counts(&shared, &recipe, &version, &before).await?;
-            return Err(failed);
-        }
-        remove_other_types(&shared, &version, &before).await?;
-        make_current(&shared, &version, |_| Ok(())).await
+        let done = match failed {
+            Some(failed) => {
+                if let Err(error) = reset_counts(&shared, &recipe, &version, &before).await {
+                    error!(%app, %release, error = &error as &dyn std::error::Error, "what ran before cannot be given its count back");
+                }
+                Err(failed)
+            }
+            None => finish_scale(&shared, &version, &before).await,
+        };
+        drop(saying);
+        work::done(&shared, app).await;
+        done
     })
     .await
 }
 
+async fn finish_scale(shared: &Shared, version: &Version, before: &State) -> Result<(), RuntimeError> {
+    remove_other_types(shared, version, before).await?;
+    make_current(shared, version, |there| current_is(version, there)).await
+}
+
 pub(super) async fn stop(shared: &Arc<Shared>, app: &AppName) -> Result<(), RuntimeError> {
     let (shared, app) = (Arc::clone(shared), app.clone());
-    in_task(&app.clone(), |_| async move {
+    acting(&Arc::clone(&shared), &app.clone(), |_| async move {
         let _turn = shared.turn(&app).await;
         remove(&shared, &app).await
     })
@@ -209,6 +227,15 @@ fn newer(version: &Version, current: Option<ReleaseNumber>) -> Result<(), Runtim
     let (app, release) = (version.release.app.clone(), version.release.number);
     match current {
         Some(current) if release <= current => Err(RuntimeError::Stale { app, release, current }),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a version where another is current.
+fn current_is(version: &Version, there: &State) -> Result<(), RuntimeError> {
+    let (app, release) = (version.release.app.clone(), version.release.number);
+    match there.current() {
+        Some(current) if release != current => Err(RuntimeError::Stale { app, release, current }),
         _ => Ok(()),
     }
 }
@@ -253,17 +280,15 @@ async fn set_counts(
 ) -> Result<(), RuntimeError> {
     let (app, release) = (&version.release.app, version.release.number);
     // A higher release is one that was never committed, unless a server is at work on it just now.
-    let ceiling = if before.is_anothers(&shared.config.identity) { release } else { ReleaseNumber(u64::MAX) };
+    let is_anothers = before.work(&shared.config.identity) == Work::Anothers;
+    let ceiling = if is_anothers { release } else { ReleaseNumber(u64::MAX) };
     state::put_environment(shared, recipe, app).await?;
     for (process_type, count) in version.wanted() {
-        match before.deployment(process_type).filter(|there| is_of(there, release)) {
-            Some(there) => set_count(shared, app, there, count).await?,
-            None => {
-                state::put_deployment(shared, (app, process_type), ceiling, |resource_version| {
-                    recipe.deployment(process_type, count, resource_version)
-                })
-                .await?;
-            }
+        if !state::put_count(shared, (app, process_type), release, count).await? {
+            state::put_deployment(shared, (app, process_type), Over::UpTo(ceiling), |resource_version| {
+                recipe.deployment(process_type, count, resource_version)
+            })
+            .await?;
         }
         state::put_budget(shared, recipe, (app, process_type), count).await?;
     }
@@ -284,38 +309,15 @@ async fn reset_counts(
         };
         let count = there.spec.replicas;
         let count = count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
-        write_count(shared, app, there, count).await?;
-        state::put_budget(shared, recipe, (app, process_type), count).await?;
+        if state::put_count(shared, (app, process_type), release, count).await? {
+            state::put_budget(shared, recipe, (app, process_type), count).await?;
+        }
     }
     Ok(())
 }
 
 fn is_of(deployment: &Deployment, release: ReleaseNumber) -> bool {
     release_of(&deployment.metadata) == Some(release)
-}
-
-async fn set_count(
-    shared: &Shared,
-    app: &AppName,
-    there: &Deployment,
-    count: u32,
-) -> Result<(), RuntimeError> {
-    let now = there.spec.replicas;
-    if now.and_then(|now| u32::try_from(now).ok()) == Some(count) {
-        return Ok(());
-    }
-    write_count(shared, app, there, count).await
-}
-
-async fn write_count(
-    shared: &Shared,
-    app: &AppName,
-    there: &Deployment,
-    count: u32,
-) -> Result<(), RuntimeError> {
-    let name = there.metadata.name.as_deref().unwrap_or_default();
-    let written = shared.objects.merge::<Deployment>(name, &json!({"spec": {"replicas": count}})).await;
-    written.map(drop).map_err(failed(format!("scale the Deployment {name}"), app))
 }
 
 /// Deletes the Deployments of process types that `version` does not have.
@@ -340,7 +342,14 @@ async fn gone(shared: &Shared, app: &AppName, release: Option<ReleaseNumber>) ->
     }
     let once = ProcessType::run();
     loop {
-        let pods = shared.objects.list::<Pod>(&selector).await.map_err(failed("list the pods", app))?;
+        let pods = match shared.objects.list::<Pod>(&selector).await {
+            // No news.
+            Err(error) if error.is_passing() && Instant::now() < deadline => {
+                sleep(INTERVAL).await;
+                continue;
+            }
+            pods => pods.map_err(failed("list the pods", app))?,
+        };
         let counts = |pod: &&Pod| {
             release.is_none()
                 || pod.metadata.deletion_timestamp.is_none() && type_of(&pod.metadata).as_ref() != Some(&once)

@@ -2,7 +2,7 @@
 //!
 //! A cluster keeps the lines of a pod as long as the pod.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +11,6 @@ use futures::io::{AsyncBufRead, AsyncBufReadExt as _};
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::LogParams;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -28,8 +27,8 @@ use crate::rollout::{Author, InstanceLine, InstanceName, LogQuery, RuntimeError}
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How many pods are read at the same moment.
 const CONCURRENT: usize = 8;
-/// How much of a pod's past is read, whatever number of lines it is.
-const MAX_BYTES: i64 = 4 * 1024 * 1024;
+/// How much of a pod's past is kept, from its end, whatever number of lines it is.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// What is longer is cut.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Lines that nobody has taken yet, before pods are read no further.
@@ -124,7 +123,6 @@ fn params(lines: Option<usize>) -> LogParams {
         container: Some(CONTAINER.to_owned()),
         timestamps: true,
         tail_lines: lines.and_then(|lines| i64::try_from(lines).ok()),
-        limit_bytes: Some(MAX_BYTES),
         ..LogParams::default()
     }
 }
@@ -134,10 +132,37 @@ async fn read(
     instance: &Instance,
     params: &LogParams,
 ) -> Result<Vec<InstanceLine>, ApiError> {
-    let reader = objects.api::<Pod>().log_stream(instance.pod_name(), params).await?;
+    let reader = objects.log(instance.pod_name(), params).await?;
     let whose = (instance.release, instance.name.clone());
-    let lines = lines(reader, whose).try_collect::<Vec<_>>().await;
-    lines.map_err(|error| ApiError::Unreachable(Box::new(kube::Error::ReadEvents(error))))
+    let kept = last(lines(reader, whose), MAX_BYTES).await;
+    kept.map_err(|error| ApiError::Unreachable(Box::new(kube::Error::ReadEvents(error))))
+}
+
+/// The last of `lines`, of no more than so many bytes; said where some were left out.
+///
+/// The API can only be told how much to send from where it begins, which would leave the end out.
+async fn last(
+    lines: impl futures::Stream<Item = std::io::Result<InstanceLine>>,
+    max_bytes: usize,
+) -> std::io::Result<Vec<InstanceLine>> {
+    let mut lines = std::pin::pin!(lines);
+    let (mut kept, mut bytes, mut left_out) = (VecDeque::new(), 0, 0_u64);
+    while let Some(line) = lines.try_next().await? {
+        bytes += line.text.len();
+        kept.push_back(line);
+        while bytes > max_bytes
+            && let Some(line) = kept.pop_front()
+        {
+            bytes -= line.text.len();
+            left_out += 1;
+        }
+    }
+    if let (Some(first), true) = (kept.front(), left_out > 0) {
+        let text = format!("{left_out} lines before this one are left out: too many at once");
+        let said = InstanceLine { author: Author::Runtime, text, ..first.clone() };
+        kept.push_front(said);
+    }
+    Ok(kept.into())
 }
 
 /// The lines of a pod's log, each with the time before it.
@@ -273,8 +298,8 @@ async fn pass_on(
     sender: &mpsc::Sender<InstanceLine>,
 ) -> Option<Timestamp> {
     // The API takes whole seconds: what is asked for again is passed over.
-    let params = LogParams { follow: true, limit_bytes: None, since_time: after, ..params(None) };
-    let Ok(reader) = objects.api::<Pod>().log_stream(instance.pod_name(), &params).await else {
+    let params = LogParams { follow: true, since_time: after, ..params(None) };
+    let Ok(reader) = objects.log(instance.pod_name(), &params).await else {
         return after;
     };
     let mut lines = std::pin::pin!(lines(reader, (instance.release, name)));
@@ -313,6 +338,17 @@ mod tests {
                 "2026-01-01T00:00:02Z end"
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn of_too_much_the_end_is_kept_and_what_is_left_out_is_said() {
+        let text: String =
+            (0..9).map(|number| format!("2026-01-01T00:00:0{number}Z line {number}\n")).collect();
+        let whose = (ReleaseNumber(2), "web.1".parse().unwrap());
+        let kept = last(lines(Cursor::new(text), whose), 17).await.unwrap();
+        let kept: Vec<_> = kept.iter().map(|line| line.text.as_str()).collect();
+        let said = "7 lines before this one are left out: too many at once";
+        assert_eq!(kept, [said, "line 7", "line 8"]);
     }
 
     #[tokio::test]

@@ -5,12 +5,13 @@
 //! annotation of the Service `APP--web`; and what fails to become ready is taken back by applying what was there.
 //! The objects are the truth of what runs. Nothing is kept in memory but whose turn it is to act on an app.
 //!
-//! Several servers may act on one cluster. Every Deployment carries the number of its release and is applied only
-//! over the version of it that was read, and never over a higher number.
+//! Several servers may act on one cluster. Every Deployment carries the number of its release and is changed only in
+//! the version of it that was read, and never over a higher number; and the Service says, for as long as it lasts, which
+//! server is at work on the app.
 //!
-//! In the apps' namespace it needs `get`, `list`, `create`, `patch` and `delete` of deployments, services, secrets and
-//! pods, `get` of pods/log, `list` of events, and `create`, `patch` and `delete` of poddisruptionbudgets and of
-//! ingresses or httproutes.
+//! In the apps' namespace it needs `get`, `list`, `create`, `patch` and `delete` of deployments, services and secrets,
+//! `get`, `list`, `create` and `delete` of pods, `get` of pods/log, `list` of events, and `create`, `patch` and `delete`
+//! of poddisruptionbudgets and of ingresses or httproutes, of which `delete` alone removes what another setting made.
 
 mod adopt;
 mod deployment;
@@ -25,8 +26,9 @@ pub mod pull_secret;
 pub mod routes;
 mod run;
 mod state;
+mod work;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::Cluster;
 use crate::model::{AppName, PublishedIndex, ReleaseNumber};
@@ -180,6 +184,12 @@ struct Shared {
     /// The configs that were read, so that going back to an image needs no registry.
     known_images: Mutex<HashMap<Digest, Vec<ImageConfig>>>,
     turns: Mutex<HashMap<AppName, Arc<tokio::sync::Mutex<()>>>>,
+    /// What ends the work on an app that is left to another server.
+    left: Mutex<HashMap<AppName, CancellationToken>>,
+    /// The apps whose way from outside is as the setting says.
+    exposed: Mutex<BTreeSet<AppName>>,
+    /// When what commands left behind was looked for.
+    swept: Mutex<Option<Instant>>,
 }
 
 /// What the API server knows beyond Kubernetes 1.24.
@@ -204,26 +214,47 @@ impl KubernetesRuntime {
     /// Runs apps on `cluster` as `config` says; asks the cluster for its version.
     pub async fn new(
         cluster: &Cluster,
-        config: KubernetesConfig,
+        mut config: KubernetesConfig,
         images: ImageConfigs,
     ) -> Result<Self, kube::Error> {
         let client = cluster.client();
         let version = client.apiserver_version().await?;
         let objects = Objects::new(client, config.namespace.clone());
         let abilities = Abilities::of(&version.minor);
-        let (known_images, turns) = Default::default();
-        Ok(Self { shared: Arc::new(Shared { config, objects, abilities, images, known_images, turns }) })
+        config.identity = work::identity(&config.identity);
+        let (known_images, turns, left, exposed, swept) = Default::default();
+        let shared = Shared { config, objects, abilities, images, known_images, turns, left, exposed, swept };
+        Ok(Self { shared: Arc::new(shared) })
     }
 }
 
 impl Shared {
     /// Waits for the turn to act on `app`.
     async fn turn(&self, app: &AppName) -> OwnedMutexGuard<()> {
-        let entry = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(turns.entry(app.clone()).or_default())
-        };
-        entry.lock_owned().await
+        self.row(app).lock_owned().await
+    }
+
+    /// The turn to act on `app`, if it is nobody's here.
+    fn try_turn(&self, app: &AppName) -> Option<OwnedMutexGuard<()>> {
+        self.row(app).try_lock_owned().ok()
+    }
+
+    fn row(&self, app: &AppName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(app.clone()).or_default())
+    }
+
+    /// Is cancelled when the app is left to another server.
+    fn left(&self, app: &AppName) -> CancellationToken {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.entry(app.clone()).or_default().clone()
+    }
+
+    fn leave(&self, app: &AppName) {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(app);
+        if let Some(left) = left {
+            left.cancel();
+        }
     }
 
     /// The configs of the version's images.
@@ -243,6 +274,10 @@ impl Shared {
         }
         known.insert(index.digest, configs.clone());
         Ok(configs)
+    }
+
+    fn exposed(&self) -> MutexGuard<'_, BTreeSet<AppName>> {
+        self.exposed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known_images(&self) -> MutexGuard<'_, HashMap<Digest, Vec<ImageConfig>>> {
@@ -290,6 +325,10 @@ impl Runtime for KubernetesRuntime {
         query: LogQuery,
     ) -> Result<BoxStream<'static, InstanceLine>, RuntimeError> {
         logs::stream(&self.shared.objects, app, query).await
+    }
+
+    fn leave(&self, app: &AppName) {
+        self.shared.leave(app);
     }
 
     async fn adopt(&self, current: &[Version]) -> Result<Vec<AppName>, RuntimeError> {

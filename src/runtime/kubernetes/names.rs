@@ -7,9 +7,9 @@ use crate::model::{AppName, ProcessType, ReleaseNumber};
 
 /// On a Deployment: its release; on a Service: the release that is current.
 pub(super) const RELEASE: &str = "hephy.dev/release";
-/// Which server changed the app last.
+/// Which process of which server changed the object last, or is at work on the app.
 pub(super) const CHANGED_BY: &str = "hephy.dev/changed-by";
-/// Until when no other server takes what this one does for what a dead one left behind.
+/// Until when no other server takes what this one does for what a dead one left behind, unless it says so again.
 pub(super) const CHANGING_UNTIL: &str = "hephy.dev/changing-until";
 /// The type of the Secrets that hold the environment of a release.
 pub(super) const ENVIRONMENT_TYPE: &str = "hephy.dev/environment";

@@ -1,22 +1,20 @@
 //! The calls to the API server, each for an app and with errors that say what was being done.
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams,
+};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::sleep;
 
-use crate::kubernetes::MANAGER;
+use crate::kubernetes::{MANAGER, may_pass, once, patiently};
 use crate::model::AppName;
 use crate::rollout::RuntimeError;
 
-/// How often a call is made that fails for a reason that may pass.
-const ATTEMPTS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(200);
 /// How many objects a list asks for at a time.
 const PAGE: u32 = 500;
 
@@ -62,6 +60,11 @@ impl ApiError {
         matches!(self, Self::Refused { code: 409, .. })
     }
 
+    /// Whether our account may not do it.
+    pub(super) const fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused { code: 403, .. })
+    }
+
     /// What an admission rule (a quota, a limit range, Pod Security) says; not that we lack a permission.
     pub(super) fn admission(&self) -> Option<&str> {
         match self {
@@ -71,10 +74,10 @@ impl ApiError {
     }
 
     /// Whether the same call may do better in a moment.
-    const fn is_passing(&self) -> bool {
+    pub(super) fn is_passing(&self) -> bool {
         match self {
-            Self::Refused { code, .. } => matches!(*code, 429 | 500 | 502 | 503 | 504),
-            Self::Unreachable(_) => true,
+            Self::Refused { code, .. } => matches!(*code, 401 | 408 | 429 | 500..=599),
+            Self::Unreachable(error) => may_pass(error),
         }
     }
 }
@@ -100,27 +103,45 @@ impl Objects {
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let params = PatchParams::apply(MANAGER).force();
         let api = self.api::<K>();
-        repeated(|| async { Ok(api.patch(name, &params, &Patch::Apply(object)).await?) }).await
+        let patch = Patch::Apply(object);
+        repeated(|| api.patch(name, &params, &patch)).await
     }
 
     /// The same for a kind that this program has no type for.
     pub(super) async fn apply_dynamic(&self, kind: &ApiResource, object: &Value) -> Result<(), ApiError> {
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let params = PatchParams::apply(MANAGER).force();
-        let api = self.dynamic(kind);
-        repeated(|| async { Ok(api.patch(name, &params, &Patch::Apply(object)).await.map(drop)?) }).await
+        let (api, patch) = (self.dynamic(kind), Patch::Apply(object));
+        repeated(|| async { api.patch(name, &params, &patch).await.map(drop) }).await
+    }
+
+    /// Makes an object that there is none of; not twice, so an answer that is lost is an error.
+    pub(super) async fn create<K: Kind + serde::Serialize>(&self, object: &K) -> Result<K, ApiError> {
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        Ok(once(self.api::<K>().create(&params, object)).await?)
+    }
+
+    /// The log of a pod, once the API server begins to send it.
+    pub(super) async fn log(
+        &self,
+        pod: &str,
+        params: &LogParams,
+    ) -> Result<impl futures::io::AsyncBufRead + Send + Unpin + 'static, ApiError> {
+        let api = self.api::<Pod>();
+        Ok(once(api.log_stream(pod, params)).await?)
     }
 
     /// Changes some fields of what is there.
     pub(super) async fn merge<K: Kind>(&self, name: &str, fields: &Value) -> Result<K, ApiError> {
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let api = self.api::<K>();
-        repeated(|| async { Ok(api.patch(name, &params, &Patch::Merge(fields)).await?) }).await
+        let patch = Patch::Merge(fields);
+        repeated(|| api.patch(name, &params, &patch)).await
     }
 
     pub(super) async fn get<K: Kind>(&self, name: &str) -> Result<Option<K>, ApiError> {
         let api = self.api::<K>();
-        repeated(|| async { Ok(api.get_opt(name).await?) }).await
+        repeated(|| api.get_opt(name)).await
     }
 
     /// Everything that the selector finds, a page at a time.
@@ -134,7 +155,7 @@ impl Objects {
         let mut params = params.limit(PAGE);
         let mut all = Vec::new();
         loop {
-            let page = repeated(|| async { Ok(api.list(&params).await?) }).await?;
+            let page = repeated(|| api.list(&params)).await?;
             all.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
@@ -146,14 +167,13 @@ impl Objects {
     /// Deletes an object; that it is not there is as good.
     pub(super) async fn delete<K: Kind>(&self, name: &str, params: &DeleteParams) -> Result<(), ApiError> {
         let api = self.api::<K>();
-        absent_is_fine(repeated(|| async { Ok(api.delete(name, params).await.map(drop)?) }).await)
+        absent_is_fine(repeated(|| async { api.delete(name, params).await.map(drop) }).await)
     }
 
     /// The same for a kind that this program has no type for, and that the cluster may not have.
     pub(super) async fn delete_dynamic(&self, kind: &ApiResource, name: &str) -> Result<(), ApiError> {
-        let api = self.dynamic(kind);
-        let params = DeleteParams::default();
-        absent_is_fine(repeated(|| async { Ok(api.delete(name, &params).await.map(drop)?) }).await)
+        let (api, params) = (self.dynamic(kind), DeleteParams::default());
+        absent_is_fine(repeated(|| async { api.delete(name, &params).await.map(drop) }).await)
     }
 
     fn dynamic(&self, kind: &ApiResource) -> Api<DynamicObject> {
@@ -170,16 +190,9 @@ fn absent_is_fine(done: Result<(), ApiError>) -> Result<(), ApiError> {
 
 async fn repeated<T, F>(call: impl Fn() -> F) -> Result<T, ApiError>
 where
-    F: Future<Output = Result<T, ApiError>>,
+    F: Future<Output = Result<T, kube::Error>>,
 {
-    let mut attempt = 0;
-    loop {
-        attempt += 1;
-        match call().await {
-            Err(error) if error.is_passing() && attempt < ATTEMPTS => sleep(PAUSE * 2_u32.pow(attempt)).await,
-            done => return done,
-        }
-    }
+    Ok(patiently(call).await?)
 }
 
 /// What an error is to whoever called the runtime: `error("list the pods", app)` makes one of what the API said.

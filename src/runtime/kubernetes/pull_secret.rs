@@ -9,13 +9,14 @@ use k8s_openapi::api::core::v1::Secret as Object;
 use kube::api::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::watch_object;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tracing::{info, warn};
 
 use super::objects::{ApiError, Objects};
 use crate::kubernetes::{Cluster, managed_by};
 use crate::model::Secret;
 use crate::oci::Host;
+use crate::registry::client::registry_key;
 
 /// Where a Secret keeps a docker config: as `kubectl create secret docker-registry` writes it, or as a file.
 const KEYS: [&str; 2] = [".dockerconfigjson", "config.json"];
@@ -133,20 +134,31 @@ fn docker_config(secret: &Object) -> Option<Secret<String>> {
     Some(Secret::new(String::from_utf8(bytes.0.clone()).ok()?))
 }
 
-/// The entry for the registry, under the name that kubelets use.
+/// The registry's entries, under the name that kubelets use; those for some of its repositories stay so.
 fn for_kubelets(config: &str, (host, pull_host): &(Host, Host)) -> Result<String, PullSecretError> {
     let config: Value = serde_json::from_str(config).map_err(PullSecretError::Config)?;
-    let wanted = host.to_string();
-    let names = |key: &str| {
-        let name = key.trim_start_matches("https://").trim_start_matches("http://");
-        name.split('/').next() == Some(wanted.as_str())
-    };
-    let entries = config.get("auths").and_then(Value::as_object);
-    let entry =
-        entries.and_then(|entries| entries.iter().find(|(key, _)| names(key))).map(|(_, entry)| entry);
-    match entry {
-        Some(entry) => Ok(json!({"auths": {pull_host.to_string(): entry}}).to_string()),
-        None => Err(PullSecretError::Host(host.clone())),
+    let entries = config.get("auths").and_then(Value::as_object).into_iter().flatten();
+    let (mut found, wanted) = (Map::new(), host.to_string());
+    for (key, entry) in entries {
+        let key = registry_key(key);
+        let (name, path) =
+            key.split_once('/').map_or((key.as_str(), None), |(name, path)| (name, Some(path)));
+        if name == wanted {
+            found.insert(kubelets_key(pull_host, path), entry.clone());
+        }
+    }
+    if found.is_empty() {
+        return Err(PullSecretError::Host(host.clone()));
+    }
+    Ok(json!({"auths": found}).to_string())
+}
+
+/// Docker Hub has a name of its own there.
+fn kubelets_key(host: &Host, path: Option<&str>) -> String {
+    match path {
+        Some(path) => format!("{host}/{path}"),
+        None if *host == Host::docker_hub() => "https://index.docker.io/v1/".to_owned(),
+        None => host.to_string(),
     }
 }
 
@@ -164,6 +176,22 @@ mod tests {
             "credsStore": "desktop"}"#;
         let made = for_kubelets(config, &hosts("registry.example", "127.0.0.1:30500")).unwrap();
         assert_eq!(made, r#"{"auths":{"127.0.0.1:30500":{"auth":"YTpi"}}}"#);
+    }
+
+    #[test]
+    fn docker_hub_is_known_by_the_name_that_docker_login_writes() {
+        let config = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "YTpi"}}}"#;
+        let made = for_kubelets(config, &hosts("docker.io", "docker.io")).unwrap();
+        assert_eq!(made, r#"{"auths":{"https://index.docker.io/v1/":{"auth":"YTpi"}}}"#);
+    }
+
+    #[test]
+    fn an_entry_for_some_repositories_stays_one() {
+        let config = r#"{"auths": {"quay.io/other": {"auth": "eDp5"}, "quay.io/team": {"auth": "YTpi"}}}"#;
+        let made = for_kubelets(config, &hosts("quay.io", "mirror.example")).unwrap();
+        let wanted =
+            r#"{"auths":{"mirror.example/other":{"auth":"eDp5"},"mirror.example/team":{"auth":"YTpi"}}}"#;
+        assert_eq!(made, wanted);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use super::deployment::Recipe;
-use super::objects::{Objects, failed};
+use super::objects::{ApiError, Objects, failed};
 use super::pods::{self, Instance, how};
 use super::state::{hint, release_of, type_of};
 use super::{Policy, Shared, logs, names};
@@ -19,6 +20,8 @@ use crate::rollout::{EventSink, InstanceName, NotReady, Obstacle, RuntimeError, 
 
 /// How often the cluster is asked.
 const INTERVAL: Duration = Duration::from_millis(400);
+/// How long the cluster may not answer while a version becomes ready.
+const BLIND: Duration = Duration::from_secs(180);
 /// After which the one who waits is told that an instance takes no connections yet.
 const TELL_AFTER: Duration = Duration::from_secs(5);
 /// How many of its last lines explain a failure.
@@ -35,10 +38,19 @@ pub(super) async fn wait(
 ) -> Result<(), RuntimeError> {
     let (app, release) = (&version.release.app, version.release.number);
     let mut watch = Watch::new(version, shared.config.policy, recipe, events);
+    let mut blind = None;
     loop {
-        let deployments = shared.objects.list::<Deployment>(&names::selector(Some(app))).await;
-        let deployments = deployments.map_err(failed("list the Deployments", app))?;
-        let mut instances = pods::list(&shared.objects, app).await?;
+        let (deployments, mut instances) = match see(&shared.objects, app).await {
+            Ok(seen) => seen,
+            // No news: the instances go on without us.
+            Err(error) if error.is_passing() && blind.get_or_insert_with(Instant::now).elapsed() < BLIND => {
+                warn!(%app, error = &error as &dyn std::error::Error, "a rollout cannot be watched just now");
+                sleep(INTERVAL).await;
+                continue;
+            }
+            Err(error) => return Err(failed("list the Deployments and pods", app)(error)),
+        };
+        blind = None;
         // A command that runs once has the app's labels too, and is none of its instances.
         instances.retain(|instance| {
             instance.release == release
@@ -67,6 +79,12 @@ pub(super) async fn wait(
         }
         sleep(INTERVAL).await;
     }
+}
+
+async fn see(objects: &Objects, app: &AppName) -> Result<(Vec<Deployment>, Vec<Instance>), ApiError> {
+    let selector = names::selector(Some(app));
+    let deployments = objects.list::<Deployment>(&selector).await?;
+    Ok((deployments, pods::instances(objects.list::<Pod>(&selector).await?)))
 }
 
 /// What never ran, with the last warning about it that the cluster has, if it may be read.
@@ -335,7 +353,7 @@ impl<'a> Watch<'a> {
         let lacks =
             |(name, wanted): &(&ProcessType, &u32)| self.ready.get(*name).copied().unwrap_or(0) < **wanted;
         let (process_type, _) = self.wanted.iter().find(lacks).or_else(|| self.wanted.iter().next())?;
-        tracing::warn!(app = %self.app, "a rollout does not get on");
+        warn!(app = %self.app, "a rollout does not get on");
         Some((InstanceName { process_type: process_type.clone(), number: 1 }, Obstacle::NeverRan { within }))
     }
 }

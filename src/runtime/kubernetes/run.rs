@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::DeleteParams;
 use tokio::time::{Instant, sleep};
 
 use super::deployment::Recipe;
-use super::objects::{ApiError, failed};
+use super::objects::failed;
 use super::pods::{self, Instance};
 use super::{Shared, logs, state};
 use crate::kubernetes::{PodTrouble, trouble};
@@ -56,8 +56,6 @@ async fn create(
     app: &AppName,
     command: &[String],
 ) -> Result<Pod, RuntimeError> {
-    let params =
-        PostParams { field_manager: Some(crate::kubernetes::MANAGER.to_owned()), ..PostParams::default() };
     let mut draw = 0;
     loop {
         draw += 1;
@@ -69,7 +67,7 @@ async fn create(
                 return Err(RuntimeError::Cluster { action, app, source: Box::new(source) });
             }
         };
-        match shared.objects.api::<Pod>().create(&params, &pod).await.map_err(ApiError::from) {
+        match shared.objects.create(&pod).await {
             Ok(pod) => return Ok(pod),
             Err(error) if error.is_conflict() && draw < DRAWS => {}
             Err(error) => return Err(state::refused("run a command", app, &ProcessType::run())(error)),

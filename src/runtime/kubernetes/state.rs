@@ -5,12 +5,13 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Preconditions};
 use serde_json::{Value, json};
 
 use super::deployment::Recipe;
-use super::names::{self, CHANGED_BY, CHANGING_UNTIL, ENVIRONMENT_TYPE, RELEASE};
+use super::names::{self, ENVIRONMENT_TYPE, RELEASE};
 use super::objects::{ApiError, failed};
+use super::work::{self, Work};
 use super::{Shared, expose};
 use crate::kubernetes::Label;
 use crate::model::{AppName, ProcessType, ReleaseNumber};
@@ -20,6 +21,7 @@ use crate::rollout::{InstanceName, NotReady, Obstacle, RuntimeError, Version};
 const CONFLICTS: u32 = 10;
 
 /// What there is of an app.
+#[derive(Default)]
 pub(super) struct State {
     pub(super) deployments: Vec<Deployment>,
     pub(super) service: Option<Service>,
@@ -50,6 +52,11 @@ impl State {
         self.deployments.iter().filter_map(|found| release_of(&found.metadata)).max()
     }
 
+    /// Whether anything of a release is there.
+    pub(super) fn has(&self, release: ReleaseNumber) -> bool {
+        self.deployments.iter().any(|found| release_of(&found.metadata) == Some(release))
+    }
+
     /// Whether every process type is there, of the version's release and in its number, and requests reach it.
     pub(super) fn is(&self, version: &Version) -> bool {
         let is = |found: &Deployment, count: u32| {
@@ -72,11 +79,13 @@ impl State {
         }
     }
 
-    /// Whether another server is at work on the app, or was until a moment ago.
-    pub(super) fn is_anothers(&self, identity: &str) -> bool {
-        let deployments = self.deployments.iter().map(|found| &found.metadata);
-        let mut all = deployments.chain(self.service.iter().map(|service| &service.metadata));
-        all.any(|metadata| is_anothers(metadata, identity, Timestamp::now()))
+    /// Who is at work on the app.
+    pub(super) fn work(&self, identity: &str) -> Work {
+        let of = |metadata| work::of(metadata, identity, Timestamp::now());
+        // What Deployments say is not taken back when the work is done.
+        let deployments = self.deployments.iter().map(|found| of(&found.metadata));
+        let service = self.service.as_ref().map(|service| of(&service.metadata));
+        service.or(deployments.max()).unwrap_or(Work::Nobody)
     }
 }
 
@@ -95,12 +104,6 @@ pub(super) fn app_of(metadata: &ObjectMeta) -> Option<AppName> {
     metadata.labels.as_ref()?.get(Label::App.key())?.parse().ok()
 }
 
-fn is_anothers(metadata: &ObjectMeta, identity: &str, now: Timestamp) -> bool {
-    let annotation = |key: &str| metadata.annotations.as_ref().and_then(|all| all.get(key));
-    let until = annotation(CHANGING_UNTIL).and_then(|until| until.parse::<Timestamp>().ok());
-    annotation(CHANGED_BY).is_some_and(|by| by != identity) && until.is_some_and(|until| until > now)
-}
-
 /// Applies the environment and the Deployment of every process type, nowhere over a release above `ceiling`.
 pub(super) async fn put(
     shared: &Shared,
@@ -111,7 +114,7 @@ pub(super) async fn put(
     let app = &version.release.app;
     put_environment(shared, recipe, app).await?;
     for (process_type, count) in version.wanted() {
-        put_deployment(shared, (app, process_type), ceiling, |resource_version| {
+        put_deployment(shared, (app, process_type), Over::UpTo(ceiling), |resource_version| {
             recipe.deployment(process_type, count, resource_version)
         })
         .await?;
@@ -129,32 +132,69 @@ pub(super) async fn put_environment(
     applied.map(drop).map_err(refused("write the environment", app, &ProcessType::web()))
 }
 
-/// Applies a Deployment over what is there, unless that is of a release above `ceiling`.
+/// Over what a Deployment is applied.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Over {
+    /// What is of no higher release.
+    UpTo(ReleaseNumber),
+    /// What this process put there; all else is left as it is.
+    Ours,
+}
+
+/// Applies a Deployment over what is there, in the version of it that was read. False where that was left as it is.
 pub(super) async fn put_deployment(
     shared: &Shared,
     (app, process_type): (&AppName, &ProcessType),
-    ceiling: ReleaseNumber,
+    over: Over,
     make: impl Fn(Option<&str>) -> Value,
-) -> Result<(), RuntimeError> {
+) -> Result<bool, RuntimeError> {
     let name = names::deployment(app, process_type);
     let mut attempt = 0;
     loop {
         attempt += 1;
         let there = shared.objects.get::<Deployment>(&name).await;
         let there = there.map_err(failed(format!("read the Deployment {name}"), app))?;
-        let release = there.as_ref().and_then(|there| release_of(&there.metadata));
-        if let Some(current) = release.filter(|release| *release > ceiling) {
-            return Err(RuntimeError::Stale { app: app.clone(), release: ceiling, current });
+        match (over, &there) {
+            (Over::UpTo(ceiling), Some(there)) => {
+                if let Some(current) = release_of(&there.metadata).filter(|release| *release > ceiling) {
+                    return Err(RuntimeError::Stale { app: app.clone(), release: ceiling, current });
+                }
+            }
+            (Over::Ours, Some(there)) if !work::is_ours(&there.metadata, &shared.config) => return Ok(false),
+            (Over::UpTo(_), None) | (Over::Ours, _) => {}
         }
         let version = there.as_ref().and_then(|there| there.metadata.resource_version.as_deref());
         match shared.objects.apply::<Deployment>(&make(version)).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(true),
             Err(error) if error.is_conflict() && attempt < CONFLICTS => {}
             Err(error) => {
                 return Err(refused(&format!("apply the Deployment {name}"), app, process_type)(error));
             }
         }
     }
+}
+
+/// Deletes a Deployment that this process put there, in the version of it that was read.
+async fn remove_ours(shared: &Shared, app: &AppName, process_type: &ProcessType) -> Result<(), RuntimeError> {
+    let name = names::deployment(app, process_type);
+    for _ in 0..CONFLICTS {
+        let there = shared.objects.get::<Deployment>(&name).await;
+        let there = there.map_err(failed(format!("read the Deployment {name}"), app))?;
+        let Some(there) = there.filter(|there| work::is_ours(&there.metadata, &shared.config)) else {
+            return Ok(());
+        };
+        let preconditions =
+            Preconditions { resource_version: there.metadata.resource_version, uid: there.metadata.uid };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        match shared.objects.delete::<Deployment>(&name, &params).await {
+            Err(error) if error.is_conflict() => {}
+            deleted => {
+                deleted.map_err(failed(format!("delete the Deployment {name}"), app))?;
+                return remove_budget(shared, app, process_type).await;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Keeps a budget for what has several instances, and none for what has one: that would make a drain hang.
@@ -227,34 +267,38 @@ pub(super) async fn remove_all(shared: &Shared, app: &AppName) -> Result<(), Run
 }
 
 /// Makes the Deployments what they were `before` the start of `version`.
+///
+/// What another server has put there since is left as it is: it goes on with the version, or has taken it back.
 pub(super) async fn restore(
     shared: &Shared,
     recipe: &Recipe<'_>,
     version: &Version,
     before: &State,
 ) -> Result<(), RuntimeError> {
-    let (app, failed) = (&version.release.app, version.release.number);
-    if before.service.is_none() {
-        expose::remove(shared, app).await?;
-    }
+    let (app, release) = (&version.release.app, version.release.number);
     for process_type in version.release.processes.keys() {
         match before.deployment(process_type) {
             Some(old) => {
-                put_deployment(shared, (app, process_type), failed, |resource_version| {
+                let put = put_deployment(shared, (app, process_type), Over::Ours, |resource_version| {
                     again(old, resource_version)
-                })
-                .await?;
-                let count = old.spec.replicas.unwrap_or(0);
-                put_budget(shared, recipe, (app, process_type), u32::try_from(count).unwrap_or(0)).await?;
+                });
+                if put.await? {
+                    let count = u32::try_from(old.spec.replicas.unwrap_or(0)).unwrap_or(0);
+                    put_budget(shared, recipe, (app, process_type), count).await?;
+                }
             }
-            None => remove_deployment(shared, app, process_type).await?,
+            None => remove_ours(shared, app, process_type).await?,
         }
     }
-    // What was there before may be the same release: one whose server died.
-    if before.newest() == Some(failed) {
+    let now = State::read(shared, app).await?;
+    // Its pods need the environment, whoever put it there.
+    if now.work(&shared.config.identity) == Work::Anothers || now.has(release) {
         return Ok(());
     }
-    remove_environments(shared, app, |release| release == failed).await
+    if before.service.is_none() && now.deployments.is_empty() {
+        expose::remove(shared, app).await?;
+    }
+    remove_environments(shared, app, |number| number == release).await
 }
 
 /// A Deployment as it was read, to be applied again.
@@ -296,6 +340,36 @@ pub(super) fn refused(
     }
 }
 
+/// Sets how many instances of a release run, in the version of the Deployment that was read. False where it is of another
+/// release, or gone.
+pub(super) async fn put_count(
+    shared: &Shared,
+    (app, process_type): (&AppName, &ProcessType),
+    release: ReleaseNumber,
+    count: u32,
+) -> Result<bool, RuntimeError> {
+    let name = names::deployment(app, process_type);
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let there = shared.objects.get::<Deployment>(&name).await;
+        let there = there.map_err(failed(format!("read the Deployment {name}"), app))?;
+        let Some(there) = there.filter(|there| release_of(&there.metadata) == Some(release)) else {
+            return Ok(false);
+        };
+        if there.spec.replicas.and_then(|now| u32::try_from(now).ok()) == Some(count) {
+            return Ok(true);
+        }
+        let version = json!({"resourceVersion": there.metadata.resource_version});
+        let fields = json!({"metadata": version, "spec": {"replicas": count}});
+        match shared.objects.merge::<Deployment>(&name, &fields).await {
+            Ok(_) => return Ok(true),
+            Err(error) if error.is_conflict() && attempt < CONFLICTS => {}
+            Err(error) => return Err(failed(format!("scale the Deployment {name}"), app)(error)),
+        }
+    }
+}
+
 /// What to do about a refusal, where its words say which rule it was.
 pub(super) fn hint(why: &str) -> Option<String> {
     let hint = if why.contains("exceeded quota") {
@@ -313,21 +387,6 @@ pub(super) fn hint(why: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn metadata(annotations: &[(&str, &str)]) -> ObjectMeta {
-        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        ObjectMeta { annotations: Some(annotations.collect()), ..ObjectMeta::default() }
-    }
-
-    #[test]
-    fn an_app_is_anothers_only_until_the_other_must_be_done() {
-        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let of = |by, until| metadata(&[(CHANGED_BY, by), (CHANGING_UNTIL, until)]);
-        assert!(is_anothers(&of("two", "2026-01-01T00:00:01Z"), "one", now));
-        assert!(!is_anothers(&of("two", "2025-12-31T23:59:59Z"), "one", now));
-        assert!(!is_anothers(&of("one", "2026-01-01T00:00:01Z"), "one", now));
-        assert!(!is_anothers(&metadata(&[]), "one", now));
-    }
 
     #[test]
     fn a_deployment_that_is_applied_again_keeps_what_is_ours_and_no_bookkeeping() {

@@ -124,7 +124,8 @@ async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
             }
             let found = pods.list(&ListParams::default()).await.unwrap();
             let name = found.items[0].metadata.name.clone().unwrap();
-            pods.delete(&name, &DeleteParams::default()).await.unwrap();
+            // As with a node that is lost, it leaves no result.
+            pods.delete(&name, &DeleteParams::default().grace_period(0)).await.unwrap();
         }
     }
     // The server dies, and another has the build.

@@ -39,6 +39,8 @@ pub(super) struct Namespaced {
     pub(super) namespace: String,
     index: PublishedIndex,
     runtime: Arc<dyn Runtime>,
+    /// How many servers there were: each is another pod.
+    servers: u32,
     address: std::net::SocketAddr,
     /// The router, which ends with its tasks.
     router: JoinSet<()>,
@@ -56,7 +58,8 @@ impl Place for Namespaced {
     }
 
     async fn restart(&mut self) {
-        self.runtime = runtime(&self.cluster, &self.namespace).await;
+        self.servers += 1;
+        self.runtime = self.server(Exposure::Services).await;
         (self.address, self.router) = router(&self.cluster, &self.namespace).await;
     }
 
@@ -107,9 +110,14 @@ impl Namespaced {
         let object = serde_json::from_value(object).unwrap();
         namespaces.create(&PostParams::default(), &object).await.unwrap();
         let index = web_image::push(&registry(), &host()).await;
-        let runtime = runtime(&cluster, &namespace).await;
+        let runtime = runtime(&cluster, &namespace, "hephy-0", Exposure::Services).await;
         let (address, router) = router(&cluster, &namespace).await;
-        Self { cluster, namespace, index, runtime, address, router }
+        Self { cluster, namespace, index, runtime, servers: 1, address, router }
+    }
+
+    /// The runtime of one more server.
+    async fn server(&self, exposure: Exposure) -> Arc<dyn Runtime> {
+        runtime(&self.cluster, &self.namespace, &format!("hephy-{}", self.servers), exposure).await
     }
 
     pub(super) fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(
@@ -166,17 +174,17 @@ fn registry() -> RegistryClient {
     RegistryClient::new(ClientConfig { credentials: Credentials::none(), reach, ..ClientConfig::default() })
 }
 
-async fn runtime(cluster: &Cluster, namespace: &str) -> Arc<dyn Runtime> {
+async fn runtime(cluster: &Cluster, namespace: &str, identity: &str, exposure: Exposure) -> Arc<dyn Runtime> {
     let config = KubernetesConfig {
         namespace: namespace.to_owned(),
-        identity: "hephy-0".to_owned(),
+        identity: identity.to_owned(),
         pull_host: host(),
         pull_secret: None,
         resources: Resources {
             requests: [("cpu".to_owned(), "10m".to_owned()), ("memory".to_owned(), "16Mi".to_owned())].into(),
             limits: [("memory".to_owned(), "64Mi".to_owned())].into(),
         },
-        exposure: Exposure::Services,
+        exposure,
         policy: Policy {
             ready_timeout: Duration::from_secs(30),
             minimum_ready: Duration::from_secs(1),
@@ -251,6 +259,118 @@ conforms! {
     an_app_that_is_stopped_is_gone
     a_new_server_takes_over_what_runs
     a_new_server_finds_what_is_missing_and_scaling_brings_it_back
+}
+
+fn progress() -> mpsc::UnboundedSender<hephy::model::PushEvent> {
+    mpsc::unbounded_channel().0
+}
+
+fn sink() -> mpsc::UnboundedSender<RuntimeEvent> {
+    mpsc::unbounded_channel().0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_rollout_that_another_server_resumes_and_that_fails_is_taken_back() {
+    let mut place = Namespaced::new().await;
+    let first = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&first, None).await;
+    // Its server dies before the commit.
+    place.runtime.start(&place.version(2, &[("web", SERVE, 1)]), &sink()).await.unwrap();
+    place.restart().await;
+    let crashing = place.version(2, &[("web", "echo boom; exit 3", 1)]);
+    let failed = rollout(&*place.runtime, Some(&first), &crashing, &progress()).await.err().unwrap();
+    assert!(why(failed).contains("exit status 3"));
+    assert_eq!(place.up().await, ["v1 web.1"]);
+    assert_eq!(place.get("/cgi-bin/release").await.1.trim(), "v1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn what_is_left_to_another_server_is_not_taken_back() {
+    let mut place = Namespaced::new().await;
+    let first = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&first, None).await;
+    let (left, stuck) = (Arc::clone(&place.runtime), place.version(2, &[("web", "sleep 1000", 1)]));
+    let started = {
+        let left = Arc::clone(&left);
+        tokio::spawn(async move { left.start(&stuck, &sink()).await })
+    };
+    eventually("begun", async || place.up().await.contains(&"v2 web.1".to_owned()).then_some(())).await;
+    // Its lease is lost, and another server goes on.
+    left.leave(&"hello".parse().unwrap());
+    assert!(matches!(started.await.unwrap(), Err(RuntimeError::Left { .. })));
+    place.restart().await;
+    let second = place.version(2, &[("web", SERVE, 1)]);
+    place.deploy(&second, Some(&first)).await;
+    assert_eq!(place.up().await, ["v2 web.1"]);
+    assert_eq!(place.get("/cgi-bin/release").await.1.trim(), "v2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_server_that_is_slow_to_give_up_takes_nothing_back_from_the_next() {
+    let mut place = Namespaced::new().await;
+    let first = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&first, None).await;
+    let (slow, stuck) = (Arc::clone(&place.runtime), place.version(2, &[("web", "sleep 1000", 1)]));
+    let started = {
+        let slow = Arc::clone(&slow);
+        tokio::spawn(async move { slow.start(&stuck, &sink()).await })
+    };
+    eventually("begun", async || place.up().await.contains(&"v2 web.1".to_owned()).then_some(())).await;
+    place.restart().await;
+    place.runtime.start(&place.version(2, &[("web", SERVE, 1)]), &sink()).await.unwrap();
+    started.abort();
+    drop(started.await);
+    // The task that takes back ends by itself: this call, which does nothing, has its turn after it.
+    slow.retire(&"hello".parse().unwrap(), ReleaseNumber(0)).await.unwrap();
+    assert_eq!(place.up().await, ["v2 web.1"]);
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> = place.api();
+    assert!(secrets.get_opt("hello--v2--env").await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn an_app_that_crashed_in_its_life_can_be_scaled() {
+    let place = Namespaced::new().await;
+    let mut version = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&version, None).await;
+    for crashes in 1..=2 {
+        assert_eq!(place.get("/cgi-bin/end").await.0, StatusCode::BAD_GATEWAY);
+        eventually("started again", async || {
+            let status = place.runtime.status(&"hello".parse().unwrap()).await.unwrap().remove(0);
+            (status.restarts == crashes && status.state == InstanceState::Up).then_some(())
+        })
+        .await;
+        eventually("served", async || (place.get("/cgi-bin/release").await.1.trim() == "v1").then_some(()))
+            .await;
+    }
+    version.scale.insert("web".parse().unwrap(), 2);
+    place.runtime.scale(&version, &sink()).await.unwrap();
+    assert_eq!(place.up().await, ["v1 web.1", "v1 web.2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_changed_way_from_outside_reaches_the_apps_that_run() {
+    let place = Namespaced::new().await;
+    let version = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&version, None).await;
+    let ingresses: Api<k8s_openapi::api::networking::v1::Ingress> = place.api();
+    assert!(ingresses.get_opt("hello--web").await.unwrap().is_none());
+    let exposure = Exposure::Ingress {
+        domain: "apps.test".to_owned(),
+        class: None,
+        annotations: BTreeMap::new(),
+        tls_secret: None,
+    };
+    let current = [version];
+    assert_eq!(place.server(exposure).await.adopt(&current).await.unwrap(), []);
+    let made = ingresses.get("hello--web").await.unwrap();
+    assert_eq!(made.spec.unwrap().rules.unwrap()[0].host.as_deref(), Some("hello.apps.test"));
+    assert_eq!(place.server(Exposure::Services).await.adopt(&current).await.unwrap(), []);
+    assert!(ingresses.get_opt("hello--web").await.unwrap().is_none());
 }
 
 fn why(error: RuntimeError) -> String {

@@ -37,6 +37,10 @@ struct Kept {
     faults: VecDeque<Fault>,
     /// Collections that are forbidden.
     forbidden: Option<(&'static str, Method)>,
+    /// How often that was told.
+    told: usize,
+    /// Collections of which nothing is answered.
+    hanging: Option<(&'static str, Method)>,
 }
 
 /// A server, which ends with the runtime of the test.
@@ -105,6 +109,16 @@ impl ApiServer {
     /// Forbids a method on a plural.
     pub(crate) fn forbid(&self, plural: &'static str, method: Method) {
         self.kept().forbidden = Some((plural, method));
+    }
+
+    /// How often what is forbidden was asked for.
+    pub(crate) fn forbidden(&self) -> usize {
+        self.kept().told
+    }
+
+    /// Answers nothing to a method on a plural.
+    pub(crate) fn hang(&self, plural: &'static str, method: Method) {
+        self.kept().hanging = Some((plural, method));
     }
 
     /// Ends all watches.
@@ -257,7 +271,12 @@ async fn answer(
     if !known.contains(&target.plural.as_str()) {
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     }
-    if server.kept().forbidden.as_ref().is_some_and(|(plural, m)| *plural == target.plural && *m == method) {
+    let is_it = |(plural, m): &(&str, Method)| *plural == target.plural && *m == method;
+    if server.kept().hanging.as_ref().is_some_and(is_it) {
+        std::future::pending::<()>().await;
+    }
+    if server.kept().forbidden.as_ref().is_some_and(is_it) {
+        server.kept().told += 1;
         return target.refusal(403, "Forbidden", "User \"hephy\" cannot do that");
     }
     let answer = match (&method, &target.name) {

@@ -103,13 +103,13 @@ impl Source {
             let credential = credential
                 .map_err(|()| CredentialsError::Entry { origin: origin.clone(), key: key.clone() })?;
             if let Some(credential) = credential {
-                by_prefix.insert(normal_key(&key), credential);
+                by_prefix.insert(registry_key(&key), credential);
             }
         }
         let store = config.creds_store.filter(|store| !store.is_empty());
         let used = config.cred_helpers.into_iter().filter(|(_, helper)| !helper.is_empty());
         let helpers: BTreeMap<String, String> =
-            used.map(|(key, helper)| (normal_key(&key), helper)).collect();
+            used.map(|(key, helper)| (registry_key(&key), helper)).collect();
         if let Some(helper) = helpers.values().chain(&store).find(|name| !is_program_name(name)) {
             let helper = helper.escape_debug().take(100).collect();
             return Err(CredentialsError::HelperName { origin, helper });
@@ -192,8 +192,9 @@ pub(super) fn named(username: String, password: Secret<String>) -> Option<Creden
     }
 }
 
-/// `https://index.docker.io/v1/` is `docker.io`.
-fn normal_key(key: &str) -> String {
+/// What a key of a docker config names, a registry with or without a path: `https://index.docker.io/v1/` is `docker.io`.
+#[must_use]
+pub fn registry_key(key: &str) -> String {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
     let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
