@@ -108,6 +108,17 @@ fn send(
     verb: &Verb,
     arguments: &[OsString],
 ) -> Result<ExitCode, RemoteError> {
+    if let Verb::Keys(keys) = verb
+        && let Some(added) = keys::on_cluster(keys)
+    {
+        return Ok(match added {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(text) => {
+                problem(&text);
+                ExitCode::FAILURE
+            }
+        });
+    }
     let remote = Remote::of_repository(remote)?;
     let app = remote.as_ref().and_then(|remote| remote.app.clone());
     let destination = Destination::choose(server, remote, default_data().as_deref())?;

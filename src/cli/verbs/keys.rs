@@ -24,7 +24,10 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: KeysArguments) -> 
     match arguments.command {
         None => list(context, arguments.format.format).await,
         Some(KeysCommand::List { format }) => list(context, format.format).await,
-        Some(KeysCommand::Add { key, user, name, admin }) => {
+        Some(KeysCommand::Add { kube: true, .. }) => {
+            Err(VerbError::Said("`--kube` is for the command line, not for SSH".to_owned()))
+        }
+        Some(KeysCommand::Add { key, user, name, admin, .. }) => {
             let key = read(context, key.as_deref()).await?;
             add(context, key, user, name, admin).await
         }

@@ -347,6 +347,12 @@ pub(crate) enum KeysCommand {
         /// The new user is an admin
         #[arg(long, requires = "user")]
         admin: bool,
+        /// Write it into the cluster of your kubeconfig instead of asking the server: for the first admin
+        #[arg(long)]
+        kube: bool,
+        /// With `--kube`: the namespace of the apps
+        #[arg(long, value_name = "NAME", default_value = "hephy-apps", requires = "kube")]
+        apps_namespace: String,
     },
     /// Remove a key
     Remove {

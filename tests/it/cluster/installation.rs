@@ -9,10 +9,11 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::{Setting, chart, helm, kubectl};
-use crate::machine::{PATIENCE, Ran, make_key};
+use crate::machine::{PATIENCE, Ran, eventually, make_key};
 
 /// The chart's defaults.
 const SSH: (&str, &str) = ("10.88.0.1", "30022");
+const SSH_ADDRESS: &str = "10.88.0.1:30022";
 const ROUTER: &str = "10.88.0.1:30080";
 const RELEASE: &str = "hephy";
 
@@ -74,7 +75,12 @@ impl Installation {
         for value in values {
             words.extend(["--set", value]);
         }
-        helm(&words)
+        let ran = helm(&words);
+        if ran.ok {
+            // Ready is what the pods are; each node's proxy learns of it a moment later.
+            eventually("the node port leads to a server", || TcpStream::connect(SSH_ADDRESS).is_ok());
+        }
+        ran
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -88,15 +94,28 @@ impl Installation {
 
     /// Runs a verb over SSH.
     pub(crate) fn verb(&self, words: &str) -> Ran {
+        self.verb_as("id_ed25519", words)
+    }
+
+    /// Runs a verb over SSH with a key; it is made if there is none.
+    pub(crate) fn verb_as(&self, key: &str, words: &str) -> Ran {
+        let path = self.path().join(key);
+        if !path.exists() {
+            make_key(&path, key);
+        }
         let mut command = Command::new("sh");
-        let line = format!("{} -p {} hephy@{} -- {words}", self.ssh_command(), SSH.1, SSH.0);
+        let line = format!("{} -p {} hephy@{} -- {words}", self.ssh_command_with(&path), SSH.1, SSH.0);
         Ran::of(command.arg("-c").arg(line).stdin(Stdio::null()).output().unwrap())
     }
 
     pub(crate) fn ssh_command(&self) -> String {
+        self.ssh_command_with(&self.path().join("id_ed25519"))
+    }
+
+    fn ssh_command_with(&self, key: &Path) -> String {
         format!(
             "ssh -F /dev/null -i {} -o IdentitiesOnly=yes -o IdentityAgent=none -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={}",
-            self.path().join("id_ed25519").display(),
+            key.display(),
             self.path().join("known_hosts").display()
         )
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::installation::Installation;
 use super::kubectl;
-use crate::machine::eventually;
+use crate::machine::{Ran, eventually};
 
 #[test]
 #[ignore = "needs a cluster: scripts/test-cluster"]
@@ -14,7 +14,8 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
     let hephy = Installation::install(&[]);
     let app = hephy.web("hello", "one\n");
     let pushed = app.push().succeeded().says(&[
-        "platforms linux/amd64, linux/arm64",
+        "platforms linux/amd64, linux/arm64 (the ready nodes' architectures)",
+        "-----> Building on 2 nodes",
         "[amd64]",
         "[arm64]",
         "(2 platforms,",
@@ -30,7 +31,50 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
     both_architectures_run(&hephy);
     an_uninstall_leaves_the_apps_and_an_install_adopts_them(&hephy, &app);
     a_build_whose_server_is_killed_is_finished_by_the_next(&hephy, &app);
+    a_stranger_is_told_the_command_that_adds_the_key(&hephy);
+    two_servers_share_the_work_and_are_replaced_under_a_push(&hephy, &app);
 }
+
+fn a_stranger_is_told_the_command_that_adds_the_key(hephy: &Installation) {
+    hephy.verb_as("id_stranger", "apps").failed_with(&["SHA256:", "keys add"]);
+    // Whoever may write the records needs no admin.
+    let mut add = std::process::Command::new(env!("CARGO_BIN_EXE_hephy"));
+    add.args(["keys", "add", "--kube", "--user", "bob"]).arg(hephy.path().join("id_stranger.pub"));
+    Ran::of(add.output().unwrap()).succeeded().says(&["bob has the key"]);
+    hephy.verb_as("id_stranger", "apps").succeeded();
+}
+
+fn two_servers_share_the_work_and_are_replaced_under_a_push(
+    hephy: &Installation,
+    app: &super::installation::Repository<'_>,
+) {
+    hephy.upgrade(&["replicas=2"]).succeeded();
+    // Each connection may come to either.
+    for page in ["four\n", "five\n", "six\n"] {
+        app.commit(&[("www/index.html", page)]);
+        app.push().succeeded();
+        assert_eq!(hephy.get("hello", "/").unwrap(), (200, page.to_owned()));
+    }
+    for _ in 0..6 {
+        hephy.verb("builds log -a hello").succeeded().says(&["Published", "Released v"]);
+    }
+    // The server that was pushed to waits for the push before it goes.
+    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
+    let slow = format!("{good}RUN sleep 7\n");
+    app.commit(&[("Dockerfile", &slow), ("www/index.html", "replaced\n")]);
+    let mut push = app.command(&["push", "deis", "main"]);
+    let push = push.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("both pods build", || kubectl(&RUNNING).stdout.lines().count() == 2);
+    kubectl(&["rollout", "restart", "deployment/hephy", "-n", "hephy"]).succeeded();
+    let pushed = push.wait_with_output().unwrap();
+    assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "replaced\n".to_owned()));
+    kubectl(&["rollout", "status", "deployment/hephy", "-n", "hephy", "--timeout=120s"]).succeeded();
+}
+
+/// Lists the builds' pods that run.
+const RUNNING: [&str; 7] =
+    ["get", "pods", "-n", "hephy-builds", "--field-selector=status.phase=Running", "-o", "name"];
 
 fn a_change_loses_no_request(hephy: &Installation, app: &super::installation::Repository<'_>) {
     let (stop, asked, failed) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
@@ -123,9 +167,7 @@ fn a_build_whose_server_is_killed_is_finished_by_the_next(
     app.commit(&[("Dockerfile", &slow), ("www/index.html", "adopted\n")]);
     let mut push = app.command(&["push", "deis", "main"]);
     let mut push = push.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let running =
-        ["get", "pods", "-n", "hephy-builds", "--field-selector=status.phase=Running", "-o", "name"];
-    eventually("both pods build", || kubectl(&running).stdout.lines().count() == 2);
+    eventually("both pods build", || kubectl(&RUNNING).stdout.lines().count() == 2);
     let server = "app.kubernetes.io/component=server";
     kubectl(&["delete", "pod", "-n", "hephy", "-l", server, "--force", "--grace-period=0"]).succeeded();
     assert!(!push.wait().unwrap().success());
