@@ -22,7 +22,7 @@ use super::{Caller, MANAGER, Refusal, managed_by};
 
 /// How long a lease lasts without being renewed. An API server that is away for a while costs nobody a lease, and one that
 /// is given up is free at once.
-const DURATION: Duration = Duration::from_secs(60);
+const DURATION: Duration = Duration::from_secs(30);
 
 /// The leases of one namespace, for one process. Clones share what they have seen.
 #[derive(Debug, Clone)]
