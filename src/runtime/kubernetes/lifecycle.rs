@@ -22,6 +22,8 @@ use crate::rollout::{EventSink, RuntimeError, Version};
 /// How often an object is read and written again that somebody changed in between.
 const CONFLICTS: u32 = 10;
 const INTERVAL: Duration = Duration::from_millis(300);
+/// How often is looked whether another server is still at work.
+const REST_INTERVAL: Duration = Duration::from_secs(1);
 /// How much longer than their own grace pods may take to be gone.
 const SLACK: Duration = Duration::from_secs(30);
 
@@ -161,7 +163,7 @@ pub(super) async fn scale(
     acting(&Arc::clone(&shared), &version.release.app.clone(), |cancel| async move {
         let (app, release) = (&version.release.app, version.release.number);
         let _turn = shared.turn(app).await;
-        let before = State::read(&shared, app).await?;
+        let before = at_rest(&shared, app).await?;
         current_is(&version, &before)?;
         let images = shared.images(&version).await?;
         let recipe = Recipe::new(&shared.config, shared.abilities, &version, &images)?;
@@ -190,6 +192,18 @@ pub(super) async fn scale(
         done
     })
     .await
+}
+
+/// What there is of an app once no other server says that it is at work on it. Whoever calls has the app by now, so the
+/// other has ended, and is believed no longer in a moment.
+async fn at_rest(shared: &Shared, app: &AppName) -> Result<State, RuntimeError> {
+    loop {
+        let there = State::read(shared, app).await?;
+        if there.work(&shared.config.identity) != Work::Anothers {
+            return Ok(there);
+        }
+        sleep(REST_INTERVAL).await;
+    }
 }
 
 async fn finish_scale(shared: &Shared, version: &Version, before: &State) -> Result<(), RuntimeError> {
@@ -279,9 +293,8 @@ async fn set_counts(
     before: &State,
 ) -> Result<(), RuntimeError> {
     let (app, release) = (&version.release.app, version.release.number);
-    // A higher release is one that was never committed, unless a server is at work on it just now.
-    let is_anothers = before.work(&shared.config.identity) == Work::Anothers;
-    let ceiling = if is_anothers { release } else { ReleaseNumber(u64::MAX) };
+    // A higher release is one that was never committed: no other server is at work on it.
+    let ceiling = ReleaseNumber(u64::MAX);
     state::put_environment(shared, recipe, app).await?;
     for (process_type, count) in version.wanted() {
         if !state::put_count(shared, (app, process_type), release, count).await? {
