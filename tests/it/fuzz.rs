@@ -10,11 +10,11 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use hephy::dockerfile::{self, Expander, IgnoreFile};
 use hephy::layers::{Root, UnpackOptions, unpack_files, unpack_layer};
-use hephy::oci::Digest;
 use tar::EntryType;
 
 /// How long one input may take: far more than any does.
@@ -50,12 +50,24 @@ impl Random {
 }
 
 /// Gives `check` one spoilt input after the other, for as long as there is time.
-fn fuzz(target: &str, corpus: &[Vec<u8>], words: &[&[u8]], check: impl Fn(&[u8])) {
+///
+/// Each is in the file before it is looked at, and is looked at by another thread: one that ends the process is kept, and
+/// one that hangs ends the test.
+fn fuzz(target: &str, corpus: &[Vec<u8>], words: &[&[u8]], check: impl Fn(&[u8]) + Send + 'static) {
     assert!(!corpus.is_empty());
     let seed = setting("HEPHY_FUZZ_SEED", 0x5EED_0004).max(1);
     let mut random = Random(seed);
     let clock = Instant::now();
     let end = Duration::from_millis(setting("HEPHY_FUZZ_MILLIS", 1000));
+    let path = std::env::temp_dir().join(format!("hephy-fuzz-{target}-{}", std::process::id()));
+    let (inputs, to_check) = mpsc::channel::<Vec<u8>>();
+    let (checked, outcomes) = mpsc::channel();
+    std::thread::spawn(move || {
+        for input in to_check {
+            let outcome = catch_unwind(AssertUnwindSafe(|| check(&input)));
+            checked.send(outcome.is_ok()).unwrap();
+        }
+    });
     let mut count = 0;
     while count < 2 * corpus.len() || clock.elapsed() < end {
         let mut input = corpus.get(count).cloned().unwrap_or_else(|| random.of(corpus).clone());
@@ -65,17 +77,26 @@ fn fuzz(target: &str, corpus: &[Vec<u8>], words: &[&[u8]], check: impl Fn(&[u8])
             }
             input.truncate(MAX_BYTES);
         }
-        let one = Instant::now();
-        let checked = catch_unwind(AssertUnwindSafe(|| check(&input)));
-        if checked.is_err() || one.elapsed() > LIMIT {
-            let path =
-                std::env::temp_dir().join(format!("hephy-fuzz-{target}-{}", Digest::of(&input).short()));
-            fs::write(&path, &input).unwrap();
-            let (path, taken) = (path.display(), one.elapsed());
-            panic!("{target}: input {count} of seed {seed} fails after {taken:?}: {path}");
+        fs::write(&path, &input).unwrap();
+        inputs.send(input).unwrap();
+        let path = path.display();
+        match outcomes.recv_timeout(LIMIT) {
+            Ok(true) => {}
+            Ok(false) => panic!("{target}: input {count} of seed {seed} fails: {path}"),
+            Err(_) => panic!("{target}: input {count} of seed {seed} takes more than {LIMIT:?}: {path}"),
         }
         count += 1;
     }
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn an_input_that_fails_is_kept_in_the_file_that_the_failure_names() {
+    let failed = catch_unwind(|| fuzz("itself", &[b"spoilt".to_vec()], &[b"y"], |_| panic!("on purpose")));
+    let said = failed.unwrap_err().downcast::<String>().unwrap();
+    let path = said.rsplit_once(": ").unwrap().1;
+    assert_eq!(fs::read(path).unwrap(), b"spoilt");
+    fs::remove_file(path).unwrap();
 }
 
 fn spoil(input: &mut Vec<u8>, corpus: &[Vec<u8>], words: &[&[u8]], random: &mut Random) {
@@ -174,7 +195,7 @@ fn what_an_ignore_file_says_of_a_directory_holds_for_everything_in_it() {
     corpus.extend([&b"*\n!a/b/c.d\n"[..], b"a\n!a/**/x\n", b"**/b\n!a/b/?\n"].map(<[u8]>::to_vec));
     let paths =
         ["a", "a/b", "a/b/c.d", "a/b/c.d/x", "b", "b/a", "b/a/b", "src/a.rs", "x", "a/x", ".dockerignore"];
-    fuzz("ignore", &corpus, IGNORE_WORDS, |input| {
+    fuzz("ignore", &corpus, IGNORE_WORDS, move |input| {
         let Ok(ignore) = IgnoreFile::parse(input, ".dockerignore") else { return };
         for directory in paths.map(Path::new) {
             if !ignore.is_ignored(directory) || ignore.may_reinclude_below(directory) {
@@ -296,7 +317,7 @@ impl Beside {
 #[test]
 fn a_layer_is_unpacked_inside_its_root_or_refused() {
     let beside = Beside::new();
-    fuzz("layer", &archives(), TAR_WORDS, |input| {
+    fuzz("layer", &archives(), TAR_WORDS, move |input| {
         let tar = with_checksums(input);
         beside.check(|root| drop(unpack_layer(&tar[..], root, None, &UnpackOptions::default())));
     });
@@ -312,7 +333,7 @@ fn a_context_is_unpacked_inside_its_root_or_refused() {
     }));
     corpus.extend(archives().iter().map(|tar| zstd::encode_all(&tar[..], 1).unwrap()));
     let beside = Beside::new();
-    fuzz("context", &corpus, TAR_WORDS, |input| {
+    fuzz("context", &corpus, TAR_WORDS, move |input| {
         let tar = with_checksums(input);
         beside.check(|root| drop(unpack_files(&tar[..], root)));
     });
