@@ -13,7 +13,7 @@ use crate::bases::{Assembly, Base, Mirrors, PackageName, assemble};
 use crate::layers::Compression;
 use crate::oci::{Host, Platform, Repository, Tag};
 use crate::publish::{BaseImage, base_image, pack_layout, push_base, write_layout};
-use crate::registry::client::{Client, ClientConfig, Credential, Credentials, Reach};
+use crate::registry::client::{Client, ClientConfig, Credential, Credentials, Hosts, Reach};
 use crate::registry::server::TokenIssuer;
 
 /// How long the token for the push is good for.
@@ -40,7 +40,7 @@ pub(super) struct BaseArguments {
     /// The registry to push to [default: the one of `hephy up` on this machine]
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["oci_layout_path", "tar_path"])]
     registry: Option<Host>,
-    /// A registry that speaks plain HTTP, as one on this machine may anyway
+    /// A registry that may be spoken to in plain HTTP, as one on this machine always may
     #[arg(long, value_name = "HOST:PORT")]
     insecure_registry: Vec<Host>,
     /// Write an OCI layout into this directory instead of pushing
@@ -120,7 +120,7 @@ impl Target {
             _ => Credentials::from_environment().map_err(|error| chain(&error))?,
         };
         let mut reach = Reach::default();
-        reach.plain.extend(arguments.insecure_registry.iter().cloned());
+        reach.insecure = Hosts::These(arguments.insecure_registry.iter().cloned().collect());
         let client = Client::new(ClientConfig { credentials, reach, ..ClientConfig::default() });
         Ok(Self::Registry(host, Box::new(client)))
     }
