@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek as _, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
@@ -34,6 +35,9 @@ const COMPRESSIONS: usize = 2;
 pub(crate) struct StepRecord {
     /// The layer that it makes; none if it changes nothing. Whether there is a tree or a blob of it is another question.
     pub(crate) layer: Option<Digest>,
+    /// When it was run, here or elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) at: Option<Timestamp>,
 }
 
 /// Layers on their way from a tree to a blob, and to the destinations. Clones are the same.
@@ -99,19 +103,20 @@ impl Capture {
         let (response, spooled) =
             worker.call_reading(Request::Diff { made, epoch }, move |tar| spool(tar, directory)).await?;
         let Response::Diffed { entries, bytes } = response else { return Err(EngineError::Protocol) };
+        let at = Timestamp::now();
         if entries == 0 {
             worker.call(Request::Discard { made }, Vec::new()).await?;
-            record(&self.store, keys, &StepRecord { layer: None })?;
+            record(&self.store, keys, &StepRecord { layer: None, at: Some(at) })?;
             if let Some(cache) = cache {
-                cache.keep(&self.store, &self.remote_keys(keys), None);
+                cache.keep(&self.store, &self.remote_keys(keys), None, at);
             }
             return Ok(None);
         }
         let (diff_id, tar) = spooled.map_err(EngineError::io("keep a layer"))?;
         worker.call(Request::Commit { made, diff_id, entries, bytes }, Vec::new()).await?;
-        record(&self.store, keys, &StepRecord { layer: Some(diff_id) })?;
+        record(&self.store, keys, &StepRecord { layer: Some(diff_id), at: Some(at) })?;
         if let Some(tar) = tar {
-            self.compress(diff_id, tar, in_image, cache.map(|cache| (cache, self.remote_keys(keys))));
+            self.compress(diff_id, tar, in_image, cache.map(|cache| (cache, self.remote_keys(keys), at)));
         }
         Ok(Some(diff_id))
     }
@@ -122,7 +127,7 @@ impl Capture {
         worker: &WorkerProcess,
         diff_id: Digest,
         lowers: Vec<Digest>,
-        (key, is_run): (&Digest, bool),
+        (key, is_run, at): (&Digest, bool, Option<Timestamp>),
     ) -> Result<bool, EngineError> {
         let directory = Some(self.spool.clone());
         let request = Request::Pack { diff_id, lowers };
@@ -130,7 +135,10 @@ impl Capture {
         match spooled.map_err(EngineError::io("keep a layer"))? {
             (found, Some(tar)) if found == diff_id => {
                 let cache = self.cache.clone().filter(|cache| cache.wants(is_run));
-                let cache = cache.map(|cache| (cache, self.remote_keys(&[*key])));
+                let cache = cache.and_then(|cache| {
+                    let at = cache.birthday(at)?;
+                    Some((cache, self.remote_keys(&[*key]), at))
+                });
                 self.compress(diff_id, tar, true, cache);
                 Ok(true)
             }
@@ -153,7 +161,7 @@ impl Capture {
         diff_id: Digest,
         tar: SpooledTempFile,
         in_image: bool,
-        cache: Option<(RemoteCache, Vec<Digest>)>,
+        cache: Option<(RemoteCache, Vec<Digest>, Timestamp)>,
     ) {
         let store = self.store.clone();
         let (compression, permits, stop) = (self.compression, Arc::clone(&self.permits), self.stop.clone());
@@ -172,8 +180,8 @@ impl Capture {
             })
             .await?;
             drop(permit);
-            if let Some((cache, keys)) = cache {
-                cache.keep(&store, &keys, Some(compressed.clone()));
+            if let Some((cache, keys, at)) = cache {
+                cache.keep(&store, &keys, Some(compressed.clone()), at);
             }
             let upload = async {
                 for destination in &destinations {

@@ -95,9 +95,9 @@ impl Engine {
     ) -> Result<crate::build::state::StageState, EngineError> {
         let stage = plan.dockerfile.stages.get(index).ok_or(EngineError::Protocol)?;
         let base = plan.stages.get(&index).ok_or(EngineError::Protocol)?;
-        self.remember(stage)?;
+        self.remember(stage);
         let state = self.stage(plan, stage, base, triggers.get(&index).map_or(&[], Vec::as_slice)).await;
-        self.keep_memory(stage)?;
+        self.keep_memory(stage);
         state
     }
 }

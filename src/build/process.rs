@@ -12,7 +12,7 @@ use crate::build::driver::{BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::protocol::{Request, Response};
 use crate::layers::{LayerStore, Owner, StoreError};
-use crate::sandbox::{IdMap, Isolation, Killer, Limits, Worker, WorkerSpec};
+use crate::sandbox::{IdMap, Isolation, Killer, Limits, TIDY, Worker, WorkerSpec};
 
 /// How a worker is started.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub(crate) fn open_store(layers: &Path, ids: &IdMap) -> Result<(LayerStore, Stri
 /// How long a worker has to end what it runs, and to tidy up, before it is killed: of a build that is cancelled.
 pub(crate) const CANCELLED: Duration = Duration::from_secs(1);
 /// The same of a build that has ended, for which nobody waits.
-pub(crate) const ENDED: Duration = Duration::from_secs(30);
+pub(crate) const ENDED: Duration = TIDY;
 /// How long the end of what was killed may take.
 const KILLED: Duration = Duration::from_secs(1);
 

@@ -108,8 +108,10 @@ pub(crate) enum Request {
         cache: CacheRequest,
         /// The digest of the tar.
         diff_id: Digest,
+        /// How large the tar may be, unpacked.
+        max_bytes: u64,
     },
-    /// Write a cache mount as a tar to the descriptor, unless somebody uses it.
+    /// Write a cache mount as a tar to the descriptor, unless somebody uses it: then it is only done.
     SaveCache {
         /// Which.
         name: Digest,

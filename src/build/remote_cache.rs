@@ -47,6 +47,8 @@ pub struct CacheRepository {
 pub(crate) struct FoundStep {
     /// The layer that it makes, if it makes one.
     pub(crate) layer: Option<(Digest, Descriptor)>,
+    /// When it was run.
+    pub(crate) at: Timestamp,
 }
 
 /// The cache repository of one build. Clones are the same.
@@ -96,7 +98,20 @@ impl RemoteCache {
         compressed: &Compressed,
     ) -> Result<(), ClientError> {
         let blob = BlobSource::file(path, compressed.digest, compressed.size);
-        self.push_image(&[*key], Some((compressed, blob))).await
+        self.push_image(&[*key], Some((compressed, blob)), Timestamp::now()).await
+    }
+
+    /// Says there that nothing is kept under a key, if something is.
+    pub(crate) async fn keep_nothing(&self, key: &Digest) -> Result<(), ClientError> {
+        match self.find(key).await {
+            Some(FoundStep { layer: Some(_), .. }) => self.push_image(&[*key], None, Timestamp::now()).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// When a step was run, if it may be left there: one that is too old to be found is not, nor one of unknown age.
+    pub(crate) fn birthday(&self, at: Option<Timestamp>) -> Option<Timestamp> {
+        at.filter(|at| !is_too_old(*at, self.place.max_age, Timestamp::now()))
     }
 
     /// Looks a step up.
@@ -113,18 +128,18 @@ impl RemoteCache {
         }
     }
 
-    /// Leaves a step there, in the background.
-    pub(crate) fn keep(&self, store: &LayerStore, keys: &[Digest], layer: Option<Compressed>) {
+    /// Leaves a step that was run `at` a time there, in the background.
+    pub(crate) fn keep(&self, store: &LayerStore, keys: &[Digest], layer: Option<Compressed>, at: Timestamp) {
         let (this, store, keys) = (self.clone(), store.clone(), keys.to_vec());
         self.pushes.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
-            if let Err(error) = this.push(&store, &keys, layer.as_ref()).await {
+            if let Err(error) = this.push(&store, &keys, layer.as_ref(), at).await {
                 this.tell("written", &error);
             }
         });
     }
 
-    /// Leaves a step there, in the background, that was known here and may not be known there.
-    pub(crate) fn share(&self, store: &LayerStore, key: &Digest, layer: Option<Compressed>) {
+    /// Leaves a step there, in the background, that was run `at` a time, is known here and may not be known there.
+    pub(crate) fn share(&self, store: &LayerStore, key: &Digest, layer: Option<Compressed>, at: Timestamp) {
         if self.is_marked(store, key, Timestamp::now()) {
             return;
         }
@@ -133,7 +148,7 @@ impl RemoteCache {
             if this.find(&key).await.is_some() {
                 this.mark(&store, &[key]);
             } else if !this.told.load(Ordering::Relaxed)
-                && let Err(error) = this.push(&store, &[key], layer.as_ref()).await
+                && let Err(error) = this.push(&store, &[key], layer.as_ref(), at).await
             {
                 this.tell("written", &error);
             }
@@ -168,6 +183,7 @@ impl RemoteCache {
         store: &LayerStore,
         keys: &[Digest],
         layer: Option<&Compressed>,
+        at: Timestamp,
     ) -> Result<(), ClientError> {
         let layer = match layer {
             Some(layer) => {
@@ -177,7 +193,7 @@ impl RemoteCache {
             }
             None => None,
         };
-        self.push_image(keys, layer).await?;
+        self.push_image(keys, layer, at).await?;
         self.mark(store, keys);
         Ok(())
     }
@@ -186,13 +202,14 @@ impl RemoteCache {
         &self,
         keys: &[Digest],
         layer: Option<(&Compressed, BlobSource)>,
+        at: Timestamp,
     ) -> Result<(), ClientError> {
         let repository = &self.place.repository;
         let (layer, blob) = layer.unzip();
         if let Some(blob) = blob {
             self.client.push_blob(repository, blob, &[]).await?;
         }
-        let (config, manifest) = written(&self.platform, layer, Timestamp::now());
+        let (config, manifest) = written(&self.platform, layer, at);
         self.client.push_blob(repository, BlobSource::bytes(config), &[]).await?;
         for key in keys {
             if let Some(target) = target(key) {
@@ -226,7 +243,7 @@ fn target(key: &Digest) -> Option<Target> {
 }
 
 /// The image of a step: one that every registry takes and every client reads.
-fn written(platform: &Platform, layer: Option<&Compressed>, now: Timestamp) -> (bytes::Bytes, RawManifest) {
+fn written(platform: &Platform, layer: Option<&Compressed>, at: Timestamp) -> (bytes::Bytes, RawManifest) {
     let mut config = ImageConfig::new(platform);
     config.rootfs.diff_ids = layer.map(|layer| layer.diff_id).into_iter().collect();
     let config = config.to_bytes();
@@ -239,20 +256,26 @@ fn written(platform: &Platform, layer: Option<&Compressed>, now: Timestamp) -> (
     if let Some(layer) = layer {
         manifest.annotations.insert(DIFF_ID.to_owned(), layer.diff_id.to_string());
     }
-    manifest.annotations.insert(CREATED.to_owned(), now.to_string());
+    manifest.annotations.insert(CREATED.to_owned(), at.to_string());
     (config, RawManifest::image(&manifest))
+}
+
+fn is_too_old(at: Timestamp, max_age: Duration, now: Timestamp) -> bool {
+    now.duration_since(at).unsigned_abs() > max_age
 }
 
 /// What a manifest in the cache says; nothing if it is too old, or says nothing that we write.
 fn read(manifest: &RawManifest, max_age: Duration, now: Timestamp) -> Option<FoundStep> {
     let manifest = manifest.as_image()?;
-    let created: Timestamp = manifest.annotations.get(CREATED)?.parse().ok()?;
-    if now.duration_since(created).unsigned_abs() > max_age {
+    let at: Timestamp = manifest.annotations.get(CREATED)?.parse().ok()?;
+    if is_too_old(at, max_age, now) {
         return None;
     }
     match (manifest.annotations.get(DIFF_ID), manifest.layers.as_slice()) {
-        (None, []) => Some(FoundStep { layer: None }),
-        (Some(diff_id), [layer]) => Some(FoundStep { layer: Some((diff_id.parse().ok()?, layer.clone())) }),
+        (None, []) => Some(FoundStep { layer: None, at }),
+        (Some(diff_id), [layer]) => {
+            Some(FoundStep { layer: Some((diff_id.parse().ok()?, layer.clone())), at })
+        }
         _ => None,
     }
 }
@@ -290,6 +313,24 @@ mod tests {
         assert!(read(&again(&manifest), WEEK, later).is_none());
         let (_, nothing) = written(&Platform::native(), None, now);
         assert!(read(&again(&nothing), WEEK, now).unwrap().layer.is_none());
+    }
+
+    #[test]
+    fn a_step_keeps_its_birthday_and_one_that_is_too_old_is_not_left() {
+        let place = CacheRepository {
+            repository: "r.test/cache".parse().unwrap(),
+            max_age: WEEK,
+            copies: true,
+            runs: true,
+        };
+        let client = Client::new(crate::registry::client::ClientConfig::default());
+        let cache = RemoteCache::new(client, place, Platform::native(), Arc::new(|_| {}));
+        let ago = |days: i64| Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+        let young = ago(6);
+        assert_eq!(cache.birthday(Some(young)), Some(young));
+        assert_eq!((cache.birthday(Some(ago(8))), cache.birthday(None)), (None, None));
+        let (_, manifest) = written(&Platform::native(), None, young);
+        assert_eq!(read(&again(&manifest), WEEK, Timestamp::now()).unwrap().at, young);
     }
 
     #[test]

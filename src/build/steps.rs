@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use crate::build::adds::Remote;
 use crate::build::capture::{StepRecord, record};
 use crate::build::copies::{add_step, copy_step};
@@ -48,8 +50,19 @@ pub(super) enum Action {
     },
 }
 
-/// What the cache has for a step: its layer, if it makes one.
-struct Known(Option<Layer>);
+/// What the cache has for a step.
+struct Known {
+    /// Its layer, if it makes one.
+    layer: Option<Layer>,
+    /// When it was run.
+    at: Option<Timestamp>,
+}
+
+impl Known {
+    fn record(&self) -> StepRecord {
+        StepRecord { layer: self.layer.as_ref().map(|layer| layer.diff_id), at: self.at }
+    }
+}
 
 impl Engine {
     /// Applies one instruction.
@@ -230,13 +243,14 @@ impl Engine {
     /// Leaves a step that is known here in the cache repository. One whose blob is being made goes there with it.
     fn share(&self, key: &Digest, known: &Known, is_run: bool) {
         let Some(cache) = self.capture.cache().filter(|cache| cache.wants(is_run)) else { return };
-        let layer = match &known.0 {
+        let Some(at) = cache.birthday(known.at) else { return };
+        let layer = match &known.layer {
             None => None,
             Some(Layer { blob: LayerBlob::Stored(compressed), .. }) => Some(compressed.clone()),
             Some(_) => return,
         };
         if let [remote] = &self.capture.remote_keys(&[*key])[..] {
-            cache.share(&self.trees.bases.store, remote, layer);
+            cache.share(&self.trees.bases.store, remote, layer, at);
         }
     }
 
@@ -249,9 +263,9 @@ impl Engine {
             let blob = LayerBlob::Cached { descriptor, source: cache.source() };
             Layer { diff_id, blob }
         });
-        let diff_id = layer.as_ref().map(|layer| layer.diff_id);
-        record(&self.trees.bases.store, &[*key], &StepRecord { layer: diff_id })?;
-        Ok(Some(Known(layer)))
+        let known = Known { layer, at: Some(found.at) };
+        record(&self.trees.bases.store, &[*key], &known.record())?;
+        Ok(Some(known))
     }
 
     async fn known_here(
@@ -262,12 +276,12 @@ impl Engine {
     ) -> Result<Option<Known>, EngineError> {
         let store = &self.trees.bases.store;
         let record = store.step(key)?.and_then(|bytes| serde_json::from_slice::<StepRecord>(&bytes).ok());
-        let diff_id = match record {
+        let (diff_id, at) = match record {
             None => return Ok(None),
-            Some(StepRecord { layer: None }) => return Ok(Some(Known(None))),
-            Some(StepRecord { layer: Some(diff_id) }) => diff_id,
+            Some(StepRecord { layer: None, at }) => return Ok(Some(Known { layer: None, at })),
+            Some(StepRecord { layer: Some(diff_id), at }) => (diff_id, at),
         };
-        let known = |blob| Ok(Some(Known(Some(Layer { diff_id, blob }))));
+        let known = |blob| Ok(Some(Known { layer: Some(Layer { diff_id, blob }), at }));
         if let Some(compressed) = store.compressed(&diff_id, self.options.compression) {
             return known(LayerBlob::Stored(compressed));
         }
@@ -279,7 +293,7 @@ impl Engine {
         }
         self.ensure(below).await?;
         let worker = self.trees.worker().await?;
-        if self.capture.pack(worker, diff_id, diff_ids(below), (key, is_run)).await? {
+        if self.capture.pack(worker, diff_id, diff_ids(below), (key, is_run, at)).await? {
             return known(LayerBlob::Making);
         }
         Ok(None)
@@ -295,18 +309,17 @@ impl Engine {
         let is_linked = matches!(&work.action, Action::Copy(request, ..) if request.lowers.is_empty());
         let below: &[Layer] = if is_linked { &[] } else { &state.layers };
         let is_run = matches!(&work.action, Action::Run(..));
-        if let Some(Known(layer)) = self.known(below, &work.key, is_run).await? {
-            state.record(work.created_by, layer);
+        if let Some(known) = self.known(below, &work.key, is_run).await? {
+            state.record(work.created_by, known.layer);
             return Ok(true);
         }
         self.tell(step, StepState::Started);
         let mut keys = vec![work.key];
         self.ensure(below).await?;
         if let Some(key) = self.better_key(&work).await? {
-            if let Some(Known(layer)) = self.known(below, &key, is_run).await? {
-                let diff_id = layer.as_ref().map(|layer| layer.diff_id);
-                record(&self.trees.bases.store, &keys, &StepRecord { layer: diff_id })?;
-                state.record(work.created_by, layer);
+            if let Some(known) = self.known(below, &key, is_run).await? {
+                record(&self.trees.bases.store, &keys, &known.record())?;
+                state.record(work.created_by, known.layer);
                 return Ok(true);
             }
             keys.push(key);
@@ -355,21 +368,19 @@ impl Engine {
         (is_news || self.options.explain).then_some(told)
     }
 
-    /// Takes up what is known of how a stage was last built.
-    pub(super) fn remember(&mut self, stage: &Stage) -> Result<(), EngineError> {
-        let bytes = self.trees.bases.store.step(&self.memory_of(stage))?;
+    /// Takes up what is known of how a stage was last built. It only explains: one that cannot be read is empty.
+    pub(super) fn remember(&mut self, stage: &Stage) {
+        let bytes = self.trees.bases.store.step(&self.memory_of(stage)).ok().flatten();
         self.memory = Memory::read(bytes.as_deref());
-        Ok(())
     }
 
-    /// Keeps what its steps saw, if one of them had to be done.
-    pub(super) fn keep_memory(&self, stage: &Stage) -> Result<(), EngineError> {
+    /// Keeps what its steps saw, if one of them had to be done. A disk that is full fails the build where it matters.
+    pub(super) fn keep_memory(&self, stage: &Stage) {
         if self.memory.missed
             && let Some(bytes) = self.memory.to_bytes()
         {
-            self.trees.bases.store.put_step(&self.memory_of(stage), &bytes)?;
+            drop(self.trees.bases.store.put_step(&self.memory_of(stage), &bytes));
         }
-        Ok(())
     }
 
     /// Names a stage from build to build: by where its image goes, or if that is nowhere by where its files are.

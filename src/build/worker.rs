@@ -275,8 +275,8 @@ impl Body {
                 Ok(Response::Done)
             }
             Request::Prune { policy } => Ok(Response::Pruned(self.store()?.store.prune(&policy)?)),
-            Request::RestoreCache { cache, diff_id } => {
-                mounts::restore_cache(self, &cache, &diff_id, one(fds)?)?;
+            Request::RestoreCache { cache, diff_id, max_bytes } => {
+                mounts::restore_cache(self, &cache, (&diff_id, max_bytes), one(fds)?)?;
                 Ok(Response::Done)
             }
             Request::SaveCache { name } => mounts::save_cache(self, &name, one(fds)?),

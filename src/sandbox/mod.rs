@@ -41,7 +41,7 @@ pub use in_place::InPlaceSandbox;
 pub use network::{ADDRESS, NetworkMode};
 pub use protocol::{Channel, MAX_FDS, MAX_FRAME_BYTES, ProtocolError, Received};
 pub use running::Running;
-pub use spawn::{Killer, Worker, WorkerSpec};
+pub use spawn::{Killer, TIDY, Worker, WorkerSpec};
 pub use step::{Access, Mount, MountSource, Outcome, Stdio, Step, StepNetwork, UserIds};
 pub use userns::UsernsSandbox;
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use std::{io, thread};
 
 use nix::poll::{PollFd, PollFlags};
@@ -90,11 +91,12 @@ struct Process {
 }
 
 /// How long a worker may take to tidy up when nobody speaks to it any more.
-const TIDY_MILLIS: u16 = 10_000;
+pub const TIDY: Duration = Duration::from_secs(30);
 
 impl Process {
     /// Waits for its end, without taking its status.
-    fn ends_within(&self, millis: u16) -> bool {
+    fn ends_within(&self, limit: Duration) -> bool {
+        let millis = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX);
         let mut fds = [PollFd::new(self.killer.pidfd.as_fd(), PollFlags::POLLIN)];
         matches!(nix::poll::poll(&mut fds, millis), Ok(1))
     }
@@ -268,7 +270,7 @@ impl Worker {
 
     /// The conversation is over, by its end or by ours: then it ends what it runs, tidies up and ends.
     fn gone(&mut self) -> SandboxError {
-        if !self.process.ends_within(TIDY_MILLIS) {
+        if !self.process.ends_within(TIDY) {
             self.process.killer.kill();
         }
         let how = self.process.child.wait().map_or_else(|error| error.to_string(), describe);

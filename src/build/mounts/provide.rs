@@ -12,7 +12,9 @@ use super::request::{AgentSocket, CacheRequest, MountRequest, MountWhat, Selecti
 use crate::build::copying::{self, Source};
 use crate::build::protocol::Response;
 use crate::build::worker::{Body, WorkerError};
-use crate::layers::{self, CacheDirectory, CacheSharing, CopyError, DiffInput, Staged, UnpackOptions};
+use crate::layers::{
+    self, CacheDirectory, CacheSharing, CopyError, DiffInput, Limits, Staged, UnpackOptions,
+};
 use crate::oci::Digest;
 use crate::sandbox::{Access, Mount, MountSource};
 
@@ -200,30 +202,32 @@ fn own_cache(staged: &Staged, cache: &CacheRequest) -> Result<(), WorkerError> {
 pub(in crate::build) fn restore_cache(
     body: &Body,
     cache: &CacheRequest,
-    diff_id: &Digest,
+    (diff_id, max_bytes): (&Digest, u64),
     saved: OwnedFd,
 ) -> Result<(), WorkerError> {
+    // As much as would be saved: what is compressed says nothing of what comes out of it.
+    let limits = Limits { max_bytes, ..Limits::default() };
+    let options = UnpackOptions { limits, ..UnpackOptions::default() };
     let unpack = |staged: &Staged| {
         let root = layers::Root::open(staged.tree())?;
-        layers::unpack_layer(File::from(saved), &root, Some(diff_id), &UnpackOptions::default())
+        layers::unpack_layer(File::from(saved), &root, Some(diff_id), &options)
             .map_err(|error| WorkerError::Unpack(*diff_id, error))?;
         own_cache(staged, cache)
     };
     body.layer_store()?.cache_directory(&cache.name, CacheSharing::Shared, unpack).map(drop)
 }
 
-/// Writes a cache as a tar; nothing if somebody uses it, or if nothing is in it.
+/// Writes a cache as a tar, which has no entries if nothing is in it; nothing is done if somebody uses it.
 pub(in crate::build) fn save_cache(
     body: &Body,
     name: &Digest,
     out: OwnedFd,
 ) -> Result<Response, WorkerError> {
-    let nothing = Response::Diffed { entries: 0, bytes: 0 };
-    let Some(directory) = body.layer_store()?.idle_cache(name)? else { return Ok(nothing) };
+    let Some(directory) = body.layer_store()?.idle_cache(name)? else { return Ok(Response::Done) };
     let upper = layers::Root::open(directory.path())?;
     let files = layers::diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] })?;
     if files.is_empty() {
-        return Ok(nothing);
+        return Ok(Response::Diffed { entries: 0, bytes: 0 });
     }
     let written = layers::write_tar(&files, &upper, None, File::from(out))?;
     Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })

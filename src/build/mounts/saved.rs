@@ -88,14 +88,18 @@ impl Engine {
         found: FoundStep,
     ) -> Result<Option<u64>, EngineError> {
         let Some((diff_id, blob)) = found.layer else { return Ok(None) };
-        if blob.size > self.options.mounts.max_saved_bytes {
-            return Ok(None);
+        let max_bytes = self.options.mounts.max_saved_bytes;
+        if blob.size > max_bytes {
+            let limit = megabytes(max_bytes);
+            return Err(EngineError::Wrong(format!(
+                "it is larger than {limit} (`--cache-mount-save-limit`)"
+            )));
         }
         // Never among the blobs of layers: it is gone when it is unpacked.
         let mut file = Inline(self.trees.bases.store.blob_writer()?);
         remote.pull(&blob, &mut file).await?;
         let reading = std::fs::File::open(file.0.path()).map_err(EngineError::io("read a saved cache"))?;
-        let request = Request::RestoreCache { cache: cache.without_seed(), diff_id };
+        let request = Request::RestoreCache { cache: cache.without_seed(), diff_id, max_bytes };
         self.trees.worker().await?.call(request, vec![reading.into()]).await?;
         Ok(Some(blob.size))
     }
@@ -139,10 +143,15 @@ impl Saving {
             ));
         }
         let (response, compressed) = saved.map_err(|error| Chain(&error).to_string())?;
-        let Response::Diffed { entries: 1.., .. } = response else { return Ok(()) };
-        let (compressed, file) = compressed.map_err(|error| error.to_string())?;
         let key = key(&name, self.remote.platform());
-        let kept = self.remote.keep_file(&key, file.path(), &compressed).await;
+        let kept = match response {
+            Response::Diffed { entries: 0, .. } => self.remote.keep_nothing(&key).await,
+            Response::Diffed { .. } => {
+                let (compressed, file) = compressed.map_err(|error| error.to_string())?;
+                self.remote.keep_file(&key, file.path(), &compressed).await
+            }
+            _ => Ok(()),
+        };
         kept.map_err(|error| Chain(&error).to_string())
     }
 }
