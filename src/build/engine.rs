@@ -64,6 +64,8 @@ pub struct BuildOptions {
     pub labels: Vec<(String, String)>,
     /// Where the image is pushed; without a tag by digest only.
     pub destinations: Vec<Reference>,
+    /// What the image is called in a layout and in a tar.
+    pub names: Vec<Reference>,
     /// Places where a base is looked for before its own registry.
     pub mirrors: Mirrors,
     /// The layer store.
@@ -165,14 +167,20 @@ pub struct Afterwards {
 impl Afterwards {
     /// Waits until the trees that were made are on the disk, ends the workers, and waits for what goes to the cache repository.
     ///
-    /// Without this, trees are made again after a crash of the machine, and what was begun waits to be pruned.
-    pub async fn settle(self) {
+    /// Without this, trees are made again after a crash of the machine, and what was begun waits to be pruned. The same of
+    /// what is not done when `stop` is cancelled.
+    pub async fn settle(self, stop: &CancellationToken) {
         let in_cache = async {
             if let Some(cache) = &self.cache {
                 cache.settle().await;
             }
         };
-        tokio::join!(self.settle_trees(), in_cache);
+        let all = async { tokio::join!(self.settle_trees(), in_cache) };
+        if stop.run_until_cancelled(all).await.is_none()
+            && let Some(trees) = &self.trees
+        {
+            trees.end_workers(CANCELLED).await;
+        }
     }
 
     async fn settle_trees(&self) {
@@ -377,31 +385,42 @@ impl Engine {
                 error
             })?;
             self.images.extend(wanted.into_iter().map(|(name, _)| name).zip(found));
-            for (index, base) in plan.stages.clone() {
-                let texts = match &base {
-                    Base::Scratch => Vec::new(),
-                    Base::Image(name) => self
-                        .images
-                        .get(name)
-                        .map(|image| image.config.config.on_build.clone())
-                        .unwrap_or_default(),
-                    Base::Stage(other) => {
-                        plan.dockerfile.stages.get(*other).map(onbuild_texts).unwrap_or_default()
-                    }
-                };
-                if texts.is_empty() || triggers.contains_key(&index) {
-                    continue;
-                }
-                let parsed: Vec<Located> =
-                    texts.iter().map(|text| parse_trigger(text, "ONBUILD")).collect::<Result<_, _>>()?;
-                plan.add_triggers(index, &parsed, global)?;
-                triggers.insert(index, parsed);
-            }
+            self.add_triggers(plan, global, &mut triggers)?;
             let all = plan.images(&triggers).keys().all(|name| self.images.contains_key(name));
             if all && stages == plan.stages.len() {
                 return Ok(triggers);
             }
         }
+    }
+
+    /// Adds the triggers of the bases that are known.
+    pub(super) fn add_triggers(
+        &self,
+        plan: &mut Plan<'_>,
+        global: &GlobalScope,
+        triggers: &mut BTreeMap<usize, Vec<Located>>,
+    ) -> Result<(), EngineError> {
+        for (index, base) in plan.stages.clone() {
+            let texts = match &base {
+                Base::Scratch => Vec::new(),
+                Base::Image(name) => self
+                    .images
+                    .get(name)
+                    .map(|image| image.config.config.on_build.clone())
+                    .unwrap_or_default(),
+                Base::Stage(other) => {
+                    plan.dockerfile.stages.get(*other).map(onbuild_texts).unwrap_or_default()
+                }
+            };
+            if texts.is_empty() || triggers.contains_key(&index) {
+                continue;
+            }
+            let parsed: Vec<Located> =
+                texts.iter().map(|text| parse_trigger(text, "ONBUILD")).collect::<Result<_, _>>()?;
+            plan.add_triggers(index, &parsed, global)?;
+            triggers.insert(index, parsed);
+        }
+        Ok(())
     }
 
     pub(super) async fn resolve_image(
@@ -522,10 +541,10 @@ impl Engine {
         let bases = &self.trees.bases;
         image.push(bases, &self.options.destinations).await?;
         if let Some(directory) = &self.options.oci_layout {
-            image.write_layout(directory, bases, &self.options.destinations).await?;
+            image.write_layout(directory, bases, &self.options.names).await?;
         }
         if let Some(path) = &self.options.tar {
-            image.write_tar(path, bases, &self.options.destinations).await?;
+            image.write_tar(path, bases, &self.options.names).await?;
         }
         let built = image.layers.iter().map(|layer| BuiltLayer {
             descriptor: layer.descriptor.clone(),

@@ -13,8 +13,8 @@ use crate::build::base::{BaseSource, Bases};
 use crate::build::error::EngineError;
 use crate::layers::{Compressed, Compression};
 use crate::oci::{
-    Descriptor, Digest, ImageConfig, Index, Manifest, MediaType, RawManifest, Reference, RepositoryName, Tag,
-    Target,
+    Descriptor, Digest, ImageConfig, Index, Manifest, MediaType, Platform, RawManifest, Reference,
+    RepositoryName, Tag, Target,
 };
 use crate::registry::client::{BlobSource, Client};
 
@@ -104,6 +104,7 @@ pub(crate) struct Assembled {
     pub(crate) config: Bytes,
     pub(crate) manifest: RawManifest,
     pub(crate) layers: Vec<FinishedLayer>,
+    platform: Option<Platform>,
 }
 
 /// The types of an image's documents.
@@ -139,6 +140,7 @@ impl Assembled {
         for layer in &mut layers {
             layer.descriptor.media_type = format.of(layer.descriptor.media_type.clone());
         }
+        let platform = config.platform().ok();
         config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
         let config = config.to_bytes();
         let descriptor = Descriptor::of(format.of(MediaType::ImageConfig), &config);
@@ -146,7 +148,7 @@ impl Assembled {
         let mut manifest = Manifest::image(descriptor, descriptors);
         manifest.media_type = Some(format.of(MediaType::ImageManifest));
         manifest.annotations = annotations;
-        Self { config, manifest: RawManifest::image(&manifest), layers }
+        Self { config, manifest: RawManifest::image(&manifest), layers, platform }
     }
 
     pub(crate) fn config_digest(&self) -> Digest {
@@ -212,8 +214,7 @@ impl Assembled {
             Err(_) => Vec::new(),
         };
         for entry in self.entries(names) {
-            let name = entry.annotations.get(REF_NAME).cloned();
-            entries.retain(|old| old.annotations.get(REF_NAME) != name.as_ref());
+            entries.retain(|old| !is_replaced(old, &entry));
             entries.push(entry);
         }
         fs::write(&index_path, layout_index(entries)).map_err(error(&index_path))?;
@@ -262,7 +263,8 @@ impl Assembled {
 
     /// The entries of a layout's index: one for each name, or one without.
     fn entries(&self, names: &[Reference]) -> Vec<Descriptor> {
-        let entry = self.manifest.descriptor();
+        // One name has an entry for each platform.
+        let entry = Descriptor { platform: self.platform.clone(), ..self.manifest.descriptor() };
         if names.is_empty() {
             return vec![entry];
         }
@@ -273,6 +275,12 @@ impl Assembled {
         };
         names.iter().map(under).collect()
     }
+}
+
+/// Whether an entry of a layout gives way to one of the same name: for the same platform, or for one that it does not say.
+fn is_replaced(old: &Descriptor, new: &Descriptor) -> bool {
+    let is_for_another = old.platform.is_some() && old.platform != new.platform;
+    old.annotations.get(REF_NAME) == new.annotations.get(REF_NAME) && !is_for_another
 }
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

@@ -22,7 +22,7 @@ pub(crate) fn manifest(
     wanted: &Reference,
     platform: &Platform,
 ) -> Result<Option<RawManifest>, String> {
-    chosen(directory, platform, |entries| find(entries, wanted))
+    chosen(directory, platform, |entries| find(entries, wanted, platform))
 }
 
 /// The manifest, for a platform, of the first image in a layout that is wanted; an error is a sentence.
@@ -31,7 +31,10 @@ pub(crate) fn entry(
     is_wanted: impl Fn(&Descriptor) -> bool,
     platform: &Platform,
 ) -> Result<Option<RawManifest>, String> {
-    chosen(directory, platform, |entries| Ok(entries.iter().find(|entry| is_wanted(entry))))
+    chosen(directory, platform, |entries| {
+        let wanted: Vec<&Descriptor> = entries.iter().filter(|entry| is_wanted(entry)).collect();
+        Ok(for_platform(&wanted, platform))
+    })
 }
 
 fn chosen(
@@ -50,7 +53,17 @@ fn chosen(
     Ok(Some(found))
 }
 
-fn find<'a>(entries: &'a [Descriptor], wanted: &Reference) -> Result<Option<&'a Descriptor>, String> {
+/// Of several entries with one name, the one for a platform.
+fn for_platform<'a>(entries: &[&'a Descriptor], platform: &Platform) -> Option<&'a Descriptor> {
+    let is_for = |entry: &&&'a Descriptor| entry.platform.as_ref() == Some(platform);
+    entries.iter().find(is_for).or_else(|| entries.first()).copied()
+}
+
+fn find<'a>(
+    entries: &'a [Descriptor],
+    wanted: &Reference,
+    platform: &Platform,
+) -> Result<Option<&'a Descriptor>, String> {
     if let Some(digest) = wanted.digest {
         return Ok(entries.iter().find(|entry| entry.digest == digest));
     }
@@ -60,7 +73,8 @@ fn find<'a>(entries: &'a [Descriptor], wanted: &Reference) -> Result<Option<&'a 
         let mut own = [REF_NAME, IMAGE_NAME].into_iter().filter_map(|key| entry.annotations.get(key));
         own.any(|name| names.contains(name))
     };
-    if let Some(entry) = entries.iter().find(is_named) {
+    let named: Vec<&Descriptor> = entries.iter().filter(is_named).collect();
+    if let Some(entry) = for_platform(&named, platform) {
         return Ok(Some(entry));
     }
     // `12` may be of anything: `FROM node:12` is not built on Debian 12.
@@ -122,7 +136,7 @@ mod tests {
             entry("elsewhere", &[(REF_NAME, "quay.io/org/app:1")]),
         ];
         let find = |text: &str| {
-            let found = find(&entries, &text.parse().unwrap());
+            let found = find(&entries, &text.parse().unwrap(), &Platform::native());
             found.map(|found| found.map(|entry| entry.digest))
         };
         let digest = |content: &str| Ok(Some(Digest::of(content)));

@@ -88,6 +88,16 @@ impl FromStr for Mirror {
     }
 }
 
+/// As [`FromStr`] reads it.
+impl std::fmt::Display for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry { of, at } => write!(f, "{of}={at}"),
+            Self::Layout(directory) => write!(f, "oci:{}", directory.display()),
+        }
+    }
+}
+
 impl Mirror {
     /// Reads a map as kaniko's: `REGISTRY=PLACE`, several joined by `;`.
     pub fn parse_map(text: &str) -> Result<Vec<Self>, MirrorError> {

@@ -65,7 +65,7 @@ pub use prune::prune;
 pub use remote_cache::CacheRepository;
 pub use report::{Report, ReportError, find_report, push_report};
 pub use result::{BuildResult, Outcome};
-pub use source::{PushedSource, push_source};
+pub use source::{PushedSource, SourceOptions, push_source};
 pub use ticket::{NO_RECEIVER_STATUS, TicketError, exchange_ticket};
 pub use trees::{LocalImage, local_image};
 pub use user::ImageUser;

@@ -7,7 +7,7 @@ use crate::build::engine::{BuildOptions, Engine};
 use crate::build::error::EngineError;
 use crate::build::named::NamedContexts;
 use crate::build::plan::{Base, Plan};
-use crate::dockerfile::{GlobalScope, Instruction, PlatformArgs};
+use crate::dockerfile::{GlobalScope, Instruction, Located, PlatformArgs};
 use crate::oci::Platform;
 
 /// What a build would find.
@@ -30,43 +30,68 @@ pub struct FoundBase {
     pub problem: Option<String>,
 }
 
-/// Looks at a build, and builds nothing.
-pub async fn preflight(options: BuildOptions) -> Result<Preflight, BuildFailure> {
-    look(options).await.map_err(|error| error.into_failure(None))
+/// Looks at a build on a machine of the platform `machine`, and builds nothing: neither layer store nor rung is used.
+pub async fn preflight(options: BuildOptions, machine: Platform) -> Result<Preflight, BuildFailure> {
+    look(options, machine).await.map_err(|error| error.into_failure(None))
 }
 
-async fn look(options: BuildOptions) -> Result<Preflight, EngineError> {
-    let engine = Engine::open(options, std::sync::Arc::new(|_| {}), jiff::Timestamp::now())?;
+async fn look(options: BuildOptions, machine: Platform) -> Result<Preflight, EngineError> {
+    let mut engine = Engine::open(options, std::sync::Arc::new(|_| {}), jiff::Timestamp::now())?;
     let dockerfile = engine.parse()?;
     let platforms = PlatformArgs {
         target: engine.options.platform.clone(),
-        build: Platform::native(),
+        build: machine,
         target_stage: engine.options.target.clone().unwrap_or_else(|| "default".to_owned()),
     };
     let global = GlobalScope::new(&dockerfile, &engine.options.build_args, &platforms)?;
     let (with_contexts, named) = NamedContexts::add(&dockerfile, &engine.options.named);
-    let plan = Plan::new(&with_contexts, &named, engine.options.target.as_deref(), &global)?;
-    let mut images: Vec<_> = plan.images(&BTreeMap::new()).into_iter().collect();
-    images.sort_by_key(|(_, line)| *line);
-    let mut bases = Vec::new();
-    for (name, line) in images {
-        let problem = engine.resolve_image(&name, line).await.err();
-        let problem = problem.map(|(_, error)| chain(&error).join(": "));
-        bases.push(FoundBase { reference: name.reference, at: engine.location(line).to_string(), problem });
+    let mut plan = Plan::new(&with_contexts, &named, engine.options.target.as_deref(), &global)?;
+    let mut bases: BTreeMap<(usize, String), FoundBase> = BTreeMap::new();
+    let mut triggers = BTreeMap::new();
+    // As the engine does, which gives up where a base is not there: what a base triggers may need more of them.
+    loop {
+        let known = bases.len();
+        for (name, line) in plan.images(&triggers) {
+            let key = (line, format!("{} {:?}", name.reference, name.platform));
+            if bases.contains_key(&key) {
+                continue;
+            }
+            let problem = match engine.resolve_image(&name, line).await {
+                Ok(image) => {
+                    engine.images.insert(name.clone(), image);
+                    None
+                }
+                Err((_, error)) => Some(chain(&error).join(": ")),
+            };
+            let at = engine.location(line).to_string();
+            bases.insert(key, FoundBase { reference: name.reference, at, problem });
+        }
+        engine.add_triggers(&mut plan, &global, &mut triggers)?;
+        if known == bases.len() {
+            break;
+        }
     }
-    let first_run = plan.stages.keys().find_map(|index| first_run(&plan, *index, &platforms));
-    Ok(Preflight { bases, first_run: first_run.map(|line| engine.location(line).to_string()) })
+    let first_run = plan.stages.keys().find_map(|index| first_run(&plan, *index, &triggers, &platforms));
+    let first_run = first_run.map(|line| engine.location(line).to_string());
+    Ok(Preflight { bases: bases.into_values().collect(), first_run })
 }
 
-/// The line of the first RUN of a stage that is for the target.
-fn first_run(plan: &Plan<'_>, index: usize, platforms: &PlatformArgs) -> Option<usize> {
+/// The line of the first RUN of a stage that is for the target: its own, or one that its base brings.
+fn first_run(
+    plan: &Plan<'_>,
+    index: usize,
+    triggers: &BTreeMap<usize, Vec<Located>>,
+    platforms: &PlatformArgs,
+) -> Option<usize> {
     if platforms.target == platforms.build || is_for_build(plan, index, platforms) {
         return None;
     }
     let stage = plan.dockerfile.stages.get(index)?;
-    let mut runs = stage.instructions.iter();
-    let run = runs.find(|located| matches!(located.instruction, Instruction::Run(_)))?;
-    Some(run.span.start.line)
+    let is_run = |located: &&Located| matches!(located.instruction, Instruction::Run(_));
+    if triggers.get(&index).is_some_and(|triggered| triggered.iter().any(|located| is_run(&located))) {
+        return Some(stage.span.start.line);
+    }
+    stage.instructions.iter().find(is_run).map(|run| run.span.start.line)
 }
 
 /// Whether a stage begins with an image of the machine that builds.

@@ -24,6 +24,8 @@ const MAX_LOG_BYTES: u64 = 64 << 20;
 /// A result that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
+    /// Of its manifest.
+    pub digest: Digest,
     /// The result.
     pub result: BuildResult,
     /// The whole log.
@@ -118,7 +120,8 @@ pub async fn find_report(client: &Client, reference: &Reference) -> Result<Optio
     let result = layer(RESULT_JSON).ok_or_else(|| wrong("it is another kind of artifact".to_owned()))?;
     let bytes = client.blob(repository, result, MAX_RESULT_BYTES).await?;
     let result = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    Ok(Some(Report { result, log: layer(LOG_TYPE).cloned(), repository: repository.clone() }))
+    let digest = manifest.digest();
+    Ok(Some(Report { digest, result, log: layer(LOG_TYPE).cloned(), repository: repository.clone() }))
 }
 
 impl Report {

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use tokio::io::AsyncSeekExt as _;
 
@@ -22,6 +22,8 @@ const SOURCE_TYPE: &str = "application/vnd.hephy.source.v1";
 const DOCKERFILE_TYPE: &str = "application/vnd.hephy.source.dockerfile.v1.tar+zstd";
 /// The annotation with that Dockerfile's name.
 const TITLE: &str = "org.opencontainers.image.title";
+/// The annotation with the build that a source is for alone.
+const OWNER: &str = "dev.hephy.source.owner";
 /// The largest Dockerfile with its ignore file, as a tar.
 const MAX_DOCKERFILE_BYTES: u64 = 16 << 20;
 /// Fast rather than small: it is written once and read once for each platform.
@@ -36,27 +38,37 @@ pub struct PushedSource {
     pub dockerfile: Option<PathBuf>,
 }
 
+/// How a source is left in a registry.
+#[derive(Debug, Clone, Default)]
+pub struct SourceOptions {
+    /// Seconds since 1970: nothing in it is later.
+    pub epoch: Option<i64>,
+    /// Where its tar is written first; else where temporary files are.
+    pub spool: Option<PathBuf>,
+    /// Whose it is, if it is nobody else's and may be removed by its digest.
+    pub owner: Option<String>,
+}
+
 /// Leaves in `repository` what a build of `context` needs: what is not ignored, the Dockerfile and its ignore file.
 ///
-/// `dockerfile` is relative to the context or absolute. Nothing in it is later than `epoch`. Bounded in memory; `spool` is
-/// where the tar is written first.
+/// `dockerfile` is relative to the context or absolute. Bounded in memory.
 pub async fn push_source(
     client: &Client,
     repository: &Repository,
     (context, dockerfile): (&Path, &Path),
-    epoch: Option<i64>,
+    options: &SourceOptions,
 ) -> Result<PushedSource, BuildFailure> {
-    pushed(client, repository, (context, dockerfile), epoch).await.map_err(|error| error.into_failure(None))
+    pushed(client, repository, (context, dockerfile), options).await.map_err(|error| error.into_failure(None))
 }
 
 async fn pushed(
     client: &Client,
     repository: &Repository,
     (context, dockerfile): (&Path, &Path),
-    epoch: Option<i64>,
+    options: &SourceOptions,
 ) -> Result<PushedSource, EngineError> {
-    let (directory, given) = (context.to_owned(), dockerfile.to_owned());
-    let packed = blocking(move || pack(&directory, &given, epoch)).await?;
+    let (directory, given, packing) = (context.to_owned(), dockerfile.to_owned(), options.clone());
+    let packed = blocking(move || pack(&directory, &given, &packing)).await?;
     let mut layers = Vec::new();
     for blob in [Some(packed.context), packed.dockerfile].into_iter().flatten() {
         let source = BlobSource::file(blob.file.path(), blob.descriptor.digest, blob.descriptor.size);
@@ -65,8 +77,9 @@ async fn pushed(
     }
     let config = Descriptor::of(MediaType::Empty, b"{}");
     client.push_blob(repository, BlobSource::bytes("{}"), &[]).await?;
-    let manifest =
+    let mut manifest =
         Manifest { artifact_type: Some(MediaType::from(SOURCE_TYPE)), ..Manifest::image(config, layers) };
+    manifest.annotations.extend(options.owner.clone().map(|owner| (OWNER.to_owned(), owner)));
     let manifest = RawManifest::image(&manifest);
     client.push_manifest(repository, &Target::Digest(manifest.digest()), &manifest).await?;
     Ok(PushedSource { digest: manifest.digest(), dockerfile: packed.inside })
@@ -83,49 +96,65 @@ struct Blob {
     descriptor: Descriptor,
 }
 
-fn pack(directory: &Path, dockerfile: &Path, epoch: Option<i64>) -> Result<Packed, EngineError> {
+fn pack(directory: &Path, dockerfile: &Path, options: &SourceOptions) -> Result<Packed, EngineError> {
     let context = Context::open(directory, dockerfile)?;
     let read_error = |source| EngineError::Read { path: directory.join(dockerfile), source };
     let root = directory.canonicalize().map_err(read_error)?;
-    let absolute = root.join(dockerfile).canonicalize().map_err(read_error)?;
-    // By its own name, where it is a link: that is how the engine will name it.
-    let named = root.join(dockerfile);
-    let is_plain = dockerfile.components().all(|part| matches!(part, std::path::Component::Normal(_)));
-    let inside =
-        [named.as_path(), absolute.as_path()].into_iter().find_map(|path| path.strip_prefix(&root).ok());
-    let inside = if is_plain { Some(dockerfile) } else { inside };
-    let inside = inside.filter(|_| absolute.starts_with(&root)).map(Path::to_owned);
-    let ignore = context.ignore.as_ref().map(|ignore| PathBuf::from(&ignore.name));
-    let needed = inside.clone().into_iter().chain(ignore.clone().filter(|name| name.is_relative()));
-    let needed: Vec<PathBuf> = needed.collect();
-    let beside = if inside.is_none() { Some((absolute, ignore)) } else { None };
-    let context = context.with(needed, epoch);
+    let place = Place::of(&root, dockerfile).map_err(read_error)?;
+    let ignore = context.ignore.as_ref().map(|ignore| Place::of(&root, Path::new(&ignore.name)));
+    let ignore = ignore.transpose().map_err(read_error)?;
+    let inside = place.inside.clone();
+    let needed = inside.iter().chain(ignore.iter().filter_map(|ignore| ignore.inside.as_ref()));
+    let context = context.with(needed.cloned().collect(), options.epoch);
+    let spool = options.spool.as_deref();
     let layer =
         |written: (tempfile::NamedTempFile, Descriptor)| Blob { file: written.0, descriptor: written.1 };
-    let packed = compressed(COMPRESSION.media_type(), |out| context.write_tar(out))?;
-    let dockerfile = match beside {
-        Some((path, ignore)) => Some(layer(beside_context(&root, &path, ignore.as_deref())?)),
-        None => None,
+    let packed = compressed(COMPRESSION.media_type(), spool, |out| context.write_tar(out))?;
+    let dockerfile = match inside {
+        // An ignore file in the context is in the context's tar.
+        None => {
+            let ignore = ignore.filter(|ignore| ignore.inside.is_none());
+            Some(layer(beside_context(&place.path, ignore.map(|ignore| ignore.path), spool)?))
+        }
+        Some(_) => None,
     };
     Ok(Packed { context: layer(packed), dockerfile, inside })
 }
 
+/// Where a file is, wherever links and `..` lead.
+struct Place {
+    /// Its own path.
+    path: PathBuf,
+    /// What it is called in the context, if it is there.
+    inside: Option<PathBuf>,
+}
+
+impl Place {
+    fn of(root: &Path, given: &Path) -> io::Result<Self> {
+        let named = root.join(given);
+        let path = named.canonicalize()?;
+        let is_plain = |name: &&Path| name.components().all(|part| matches!(part, Component::Normal(_)));
+        let in_root = |path: &Path| path.strip_prefix(root).ok().filter(is_plain).map(Path::to_owned);
+        // By its own name, where it is a link: that is how the engine will name it.
+        let inside = in_root(&named).or_else(|| in_root(&path)).filter(|_| path.starts_with(root));
+        Ok(Self { path, inside })
+    }
+}
+
 /// A Dockerfile that is outside the context, with the ignore file beside it.
 fn beside_context(
-    root: &Path,
     dockerfile: &Path,
-    ignore: Option<&Path>,
+    ignore: Option<PathBuf>,
+    spool: Option<&Path>,
 ) -> Result<(tempfile::NamedTempFile, Descriptor), EngineError> {
     let name = dockerfile.file_name().map(PathBuf::from).unwrap_or_default();
     let mut files = vec![(dockerfile.to_owned(), name.clone())];
-    // One in the context is in the context's tar.
-    let ignore = ignore.map(|ignore| root.join(ignore)).filter(|ignore| !ignore.starts_with(root));
     if let Some(ignore) = ignore {
         let mut beside = name.clone().into_os_string();
         beside.push(".dockerignore");
         files.push((ignore, beside.into()));
     }
-    let (file, mut descriptor) = compressed(DOCKERFILE_TYPE, |out| {
+    let (file, mut descriptor) = compressed(DOCKERFILE_TYPE, spool, |out| {
         let mut tar = tar::Builder::new(out);
         for (path, name) in &files {
             let read = |source| EngineError::Read { path: path.clone(), source };
@@ -143,10 +172,15 @@ fn beside_context(
 
 fn compressed(
     media_type: &str,
+    spool: Option<&Path>,
     write: impl FnOnce(&mut dyn io::Write) -> Result<(), EngineError>,
 ) -> Result<(tempfile::NamedTempFile, Descriptor), EngineError> {
     let failed = |source| EngineError::Io { what: "write the source to a temporary file".to_owned(), source };
-    let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
+    let mut file = match spool {
+        Some(spool) => std::fs::create_dir_all(spool).and_then(|()| tempfile::NamedTempFile::new_in(spool)),
+        None => tempfile::NamedTempFile::new(),
+    }
+    .map_err(failed)?;
     let out = io::BufWriter::with_capacity(1 << 16, file.as_file_mut());
     let mut writer = LayerWriter::new(out, COMPRESSION).map_err(failed)?;
     write(&mut writer)?;
@@ -226,14 +260,15 @@ mod tests {
         ] {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
-        let packed = pack(dir.path(), Path::new("Dockerfile"), Some(5)).unwrap();
+        let at_five = SourceOptions { epoch: Some(5), ..SourceOptions::default() };
+        let packed = pack(dir.path(), Path::new("Dockerfile"), &at_five).unwrap();
         assert_eq!(names(packed.context.file.path()), ["a", "Dockerfile", ".dockerignore"]);
         assert_eq!(packed.inside, Some(PathBuf::from("Dockerfile")));
         std::fs::File::open(dir.path().join("a"))
             .unwrap()
             .set_modified(std::time::SystemTime::now())
             .unwrap();
-        let again = pack(&dir.path().join("."), &dir.path().join("Dockerfile"), Some(5)).unwrap();
+        let again = pack(&dir.path().join("."), &dir.path().join("Dockerfile"), &at_five).unwrap();
         assert_eq!(again.context.descriptor, packed.context.descriptor);
         assert_eq!(again.inside, Some(PathBuf::from("Dockerfile")));
     }
@@ -247,8 +282,26 @@ mod tests {
         {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
-        let packed = pack(&dir.path().join("context"), &dir.path().join("File"), None).unwrap();
-        assert_eq!((packed.inside, names(packed.context.file.path())), (None, vec!["a".to_owned()]));
-        assert_eq!(names(packed.dockerfile.unwrap().file.path()), ["File", "File.dockerignore"]);
+        let context = dir.path().join("context");
+        for dockerfile in [dir.path().join("File"), PathBuf::from("../File")] {
+            let packed = pack(&context, &dockerfile, &SourceOptions::default()).unwrap();
+            assert_eq!((packed.inside, names(packed.context.file.path())), (None, vec!["a".to_owned()]));
+            assert_eq!(names(packed.dockerfile.unwrap().file.path()), ["File", "File.dockerignore"]);
+        }
+        // With an allow-list nothing else comes along, whatever the ignore file is called.
+        std::fs::write(dir.path().join("File.dockerignore"), "*\n!a\n").unwrap();
+        let packed = pack(&context, Path::new("../File"), &SourceOptions::default()).unwrap();
+        assert_eq!(names(packed.context.file.path()), ["a"]);
+    }
+
+    #[test]
+    fn a_dockerfile_in_the_context_has_its_name_there_however_it_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = dir.path().join("context");
+        std::fs::create_dir(&context).unwrap();
+        std::fs::write(context.join("File"), "FROM x").unwrap();
+        let packed = pack(&context, Path::new("../context/File"), &SourceOptions::default()).unwrap();
+        assert_eq!(packed.inside, Some(PathBuf::from("File")));
+        assert_eq!(names(packed.context.file.path()), ["File"]);
     }
 }

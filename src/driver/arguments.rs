@@ -36,7 +36,8 @@ impl Arguments {
         for destination in &request.destinations {
             self.set("destination", destination.to_string());
         }
-        if let Some(destination) = request.destinations.first() {
+        let is_scoped = request.flags.iter().any(|flag| flag.starts_with("--cache-mount-scope="));
+        if let Some(destination) = request.destinations.first().filter(|_| !is_scoped) {
             // An app's cache mounts are its own: what is written there is run by whoever mounts it next.
             self.set("cache-mount-scope", destination.repository.to_string());
         }

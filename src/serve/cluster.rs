@@ -369,6 +369,7 @@ fn job_config(settings: &ClusterSettings, pods: &Pods, place: &Place) -> Result<
         security_context: (!pods.host_users).then(own_users),
         scratch_size_limit: pods.scratch_size_limit.clone().filter(|limit| !limit.is_empty()),
         registry,
+        spool: Some(settings.data.join("tmp")),
         parallel_per_architecture: settings.builds.unwrap_or(2),
         ..JobConfig::new(settings.builds_namespace.clone(), settings.image.clone())
     })

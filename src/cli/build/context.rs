@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::build::{
-    BuildFailure, ContextPlace, ContextRequest, FetchedContext, GitContextOptions, NamedContext,
-    fetch_context,
+    BuildFailure, BuildOptions, ContextPlace, ContextRequest, FetchedContext, GitContextOptions,
+    NamedContext, fetch_context,
 };
 use crate::model::Secret;
 use crate::registry::client::Client;
@@ -77,6 +77,41 @@ impl ContextArguments {
                 std::env::var(name).ok().filter(|value| !value.is_empty())
             }),
             registry: None,
+        })
+    }
+}
+
+impl Fetched {
+    /// A build with this for its context.
+    pub(super) fn put_into(&self, options: BuildOptions) -> BuildOptions {
+        BuildOptions {
+            context: self.main.directory.clone(),
+            named: self.named.clone(),
+            dockerfile: self.main.dockerfile.clone().unwrap_or(options.dockerfile),
+            ..options
+        }
+    }
+}
+
+impl Fetched {
+    /// The flags of a build that finds all this where it is now, and fetches nothing.
+    pub(super) fn flags(&self) -> Result<ContextArguments, String> {
+        let text = |path: &Path| {
+            let text = path.to_str().ok_or_else(|| format!("`{}` is not UTF-8", path.display()))?;
+            Ok::<_, String>(format!("dir://{text}"))
+        };
+        let named = self.named.iter().map(|(name, context)| {
+            Ok(match context {
+                NamedContext::Directory(directory) => format!("{name}={}", text(directory)?),
+                NamedContext::Image(image) if image.starts_with("oci-layout://") => format!("{name}={image}"),
+                NamedContext::Image(image) => format!("{name}=docker-image://{image}"),
+            })
+        });
+        Ok(ContextArguments {
+            context: text(&self.main.directory)?,
+            context_sub_path: None,
+            git: Vec::new(),
+            build_context: named.collect::<Result<_, String>>()?,
         })
     }
 }

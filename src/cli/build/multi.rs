@@ -6,19 +6,22 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::{BuildArguments, Refusal, code, one, refused, tell};
-use crate::build::{ImageFormat, chain, with_default_tag};
+use super::context::Fetched;
+use super::signals::Signals;
+use super::{BuildArguments, Refusal, Session, code, fetch, not_built, one, options, tell};
+use crate::build::{chain, with_default_tag};
 use crate::model::PlatformImage;
-use crate::oci::{Digest, Platform, Reference, Target};
+use crate::oci::{Digest, MediaType, Platform, RawManifest, Reference, Target};
 use crate::publish::{Access, IndexForm, IndexKind, Place, Publisher};
 
 mod digests;
 mod dry_run;
+mod job;
 mod kubernetes;
+mod machines;
 
 /// Builds for several platforms.
 #[derive(Debug, Clone, Default, Args)]
@@ -51,12 +54,18 @@ pub struct MultiArguments {
     /// Build nothing; say which node and base each platform has, and whether the registry would take the image
     #[arg(long, alias = "dryrun")]
     pub dry_run: bool,
+    /// Whether the first platform that fails ends the builds of the others
+    #[arg(long, num_args = 0..=1, default_value = "true", default_missing_value = "true", require_equals = true, value_name = "BOOL", action = clap::ArgAction::Set)]
+    pub fail_fast: bool,
     /// How Jobs are made
     #[command(flatten)]
     pub kubernetes: kubernetes::JobArguments,
     /// One of several, whose end is told by the whole.
     #[arg(skip)]
     pub is_part: bool,
+    /// One of an index, which alone has the tags.
+    #[arg(skip)]
+    pub is_of_index: bool,
 }
 
 /// Who builds.
@@ -90,12 +99,31 @@ impl MultiArguments {
             && (!self.multi_platform.is_empty()
                 || self.driver.is_some()
                 || self.dry_run
+                || !self.require_native_nodes
                 || self.publish_index == Some(true)
                 || self.digests_from.is_some())
     }
 
     fn driver(&self) -> DriverChoice {
         self.driver.unwrap_or(DriverChoice::Local)
+    }
+
+    /// Why a flag that was given says nothing of this build, if there is one.
+    pub(super) fn says_nothing(&self) -> Option<String> {
+        let is_indexed = self.publish_index == Some(true);
+        let (index, jobs) = ("of the index: give `--publish-index=true`", "of Jobs: give `--driver=k8s`");
+        // The image of Jobs may be from a variable, which all builds see.
+        let given = [
+            (!is_indexed && self.legacy_manifest_list, "--legacy-manifest-list", index),
+            (!is_indexed && !self.index_annotations.is_empty(), "--index-annotations", index),
+            (self.kubernetes.namespace.is_some(), "--k8s-namespace", jobs),
+            (self.kubernetes.registry_secret.is_some(), "--k8s-registry-secret", jobs),
+            (!self.kubernetes.pull_secret.is_empty(), "--k8s-pull-secret", jobs),
+            (!self.kubernetes.node_selector.is_empty(), "--k8s-node-selector", jobs),
+        ];
+        let has_jobs = self.driver == Some(DriverChoice::K8s);
+        let mut given = given.into_iter().filter(|(given, _, why)| *given && !(has_jobs && *why == jobs));
+        given.next().map(|(_, flag, why)| format!("`{flag}` is {why}"))
     }
 
     /// How the index is written.
@@ -108,7 +136,11 @@ impl MultiArguments {
             (OciMode::Oci, false) => IndexKind::Oci,
             (OciMode::Auto, false) => IndexKind::Either,
         };
-        Ok(IndexForm { kind, annotations: annotations(&self.index_annotations)? })
+        let annotations = annotations(&self.index_annotations)?;
+        if kind == IndexKind::DockerList && !annotations.is_empty() {
+            return Err("Docker's manifest list has no annotations: leave out `--index-annotations`, or take `--oci-mode=oci`".to_owned());
+        }
+        Ok(IndexForm { kind, annotations })
     }
 }
 
@@ -156,110 +188,167 @@ fn asked(arguments: &BuildArguments) -> Result<Asked, String> {
     if let Some([twice, _]) = sorted.array_windows().find(|[one, other]| one == other) {
         return Err(format!("`--multi-platform` has {twice} twice"));
     }
+    if let Some(custom) = arguments.custom_platform.as_ref().filter(|custom| platforms != [(*custom).clone()])
+        && !platforms.is_empty()
+    {
+        return Err(format!(
+            "`--custom-platform={custom}` and `--multi-platform` ask for two things: leave one out"
+        ));
+    }
     if platforms.is_empty() && driver != DriverChoice::Ci {
         platforms.push(arguments.custom_platform.clone().unwrap_or_else(Platform::native));
     }
     let publishes = multi.publish_index == Some(true);
-    if platforms.len() > 1 && !publishes && !arguments.no_push && !multi.dry_run {
-        return Err("several platforms have one name together by an index only: give `--publish-index=true`, or `--no-push`".to_owned());
+    let asked = Asked { platforms, driver, publishes, form: multi.form()? };
+    match multi.says_nothing().or_else(|| refusal(arguments, &asked)) {
+        Some(refusal) => Err(refusal),
+        None => Ok(asked),
     }
-    if publishes && (arguments.destination.is_empty() || arguments.no_push) {
-        return Err("an index is published at a destination: give `--destination HOST/REPOSITORY:TAG`, without `--no-push`".to_owned());
+}
+
+/// Why flags do not go together.
+fn refusal(arguments: &BuildArguments, asked: &Asked) -> Option<String> {
+    let (multi, count) = (&arguments.multi, asked.platforms.len());
+    let has_several = count > 1 && !multi.dry_run;
+    let kaniko = &arguments.kaniko;
+    let digest_files = [
+        (&arguments.digest_file, "--digest-file"),
+        (&kaniko.image_name_with_digest_file, "--image-name-with-digest-file"),
+        (&kaniko.image_name_tag_with_digest_file, "--image-name-tag-with-digest-file"),
+    ];
+    let digest_file = digest_files.into_iter().find(|(file, _)| file.is_some()).map(|(_, flag)| flag);
+    let is_ci = asked.driver == DriverChoice::Ci;
+    let outputs = [(&arguments.tar_path, "--tar-path"), (&arguments.oci_layout_path, "--oci-layout-path")];
+    let output = outputs.into_iter().find(|(path, _)| path.is_some()).map(|(_, flag)| flag);
+    if arguments.check.check {
+        return Some("`--check` looks at the Dockerfile, which is one for all platforms: leave out the flags for several".to_owned());
     }
-    if driver != DriverChoice::Ci && multi.digests_from.is_some() {
-        return Err(
-            "`--digests-from` is for `--driver=ci`, which gathers digests and builds nothing".to_owned()
-        );
+    if has_several && !asked.publishes && !arguments.no_push {
+        return Some("several platforms have one name together by an index only: give `--publish-index=true`, or `--no-push`".to_owned());
     }
-    if platforms.len() > 1
-        && let Some(suffix) = &arguments.step_cache.arch_cache_repo_suffix
-        && !super::cache::names_architecture(suffix)
-    {
-        return Err(format!(
-            "`--arch-cache-repo-suffix={suffix}` names no architecture, and {} are built: the shell takes `${{ARCH}}` for a variable of \
-             its own unless it is quoted, as in '--arch-cache-repo-suffix=-${{ARCH}}'",
-            platforms.len()
+    if asked.publishes && (arguments.destination.is_empty() || arguments.no_push) {
+        return Some("an index is published at a destination: give `--destination HOST/REPOSITORY:TAG`, without `--no-push`".to_owned());
+    }
+    if has_several && arguments.tar_path.is_some() {
+        return Some(format!(
+            "`--tar-path` is a file of one image, and {count} are built: `--oci-layout-path DIRECTORY` takes them all"
         ));
     }
-    Ok(Asked { platforms, driver, publishes, form: multi.form()? })
+    if let Some(flag) = digest_file.filter(|_| has_several && !asked.publishes) {
+        return Some(format!(
+            "`{flag}` is a file of one digest, and {count} images without an index have {count}: standard output has them"
+        ));
+    }
+    if let Some(flag) = output.filter(|_| is_ci) {
+        return Some(format!("`{flag}` is of what is built, and `--driver=ci` builds nothing"));
+    }
+    if !is_ci && multi.digests_from.is_some() {
+        return Some(
+            "`--digests-from` is for `--driver=ci`, which gathers digests and builds nothing".to_owned(),
+        );
+    }
+    let suffix = arguments.step_cache.arch_cache_repo_suffix.as_ref();
+    let suffix = suffix.filter(|suffix| count > 1 && !super::cache::names_architecture(suffix))?;
+    Some(format!(
+        "`--arch-cache-repo-suffix={suffix}` names no architecture, and {count} are built: the shell takes `${{ARCH}}` for a variable of \
+         its own unless it is quoted, as in '--arch-cache-repo-suffix=-${{ARCH}}'"
+    ))
 }
 
 /// Runs the verb.
-pub(super) fn run(arguments: &BuildArguments) -> ExitCode {
-    let asked = match asked(arguments) {
-        Ok(asked) => asked,
-        Err(text) => return refused(&text, code::USAGE),
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return refused(&format!("failed to start: {error}"), code::PLATFORM),
-    };
-    if arguments.multi.dry_run {
-        return runtime.block_on(dry_run::run(arguments, &asked));
+pub(super) fn run(arguments: &BuildArguments, session: &Session) -> u8 {
+    match build(arguments, session) {
+        Ok(()) => 0,
+        // It has been told.
+        Err(refusal) if refusal.text.is_empty() => refusal.code,
+        Err(refusal) => not_built(&refusal.text, refusal.code).0,
     }
-    let mut arguments = arguments.clone();
+}
+
+fn build(arguments: &BuildArguments, session: &Session) -> Result<(), Refusal> {
+    let Session { runtime, signals } = session;
+    let asked = asked(arguments)?;
+    let mut arguments = arguments.with_standard_input()?;
     arguments.multi.is_part = true;
-    if arguments.multi.oci_mode == OciMode::Docker {
-        arguments.kaniko.image_format = ImageFormat::Docker;
+    arguments.multi.is_of_index = asked.publishes;
+    if asked.driver == DriverChoice::Ci {
+        return runtime.block_on(async {
+            if arguments.multi.dry_run {
+                return dry_run::run(&arguments, &asked).await;
+            }
+            let gathered = signals.first.run_until_cancelled(digests::gather(&arguments, &asked.platforms));
+            let images = gathered.await.ok_or_else(Refusal::cancelled)??;
+            conclude(&arguments, &asked, &images, signals).await
+        });
     }
-    let built = match asked.driver {
-        DriverChoice::Local => local(&arguments, &asked, &runtime),
-        DriverChoice::K8s => runtime.block_on(async {
-            let images = kubernetes::build(&arguments, &asked).await?;
-            conclude(&arguments, &asked, &images).await
-        }),
-        DriverChoice::Ci => runtime.block_on(async {
-            let images = digests::gather(&arguments, &asked.platforms).await?;
-            conclude(&arguments, &asked, &images).await
-        }),
+    if let Some(refusal) = arguments.kaniko.refusal() {
+        return Err(refusal.into());
+    }
+    if asked.driver == DriverChoice::K8s {
+        job::refuse_what_stays_here(&arguments)?;
+    }
+    // Once, however many platforms look at it: standard input is empty the second time, and a branch has moved on.
+    let fetched = runtime.block_on(fetched(&arguments, signals))?;
+    arguments.context = fetched.flags()?;
+    arguments.dockerfile = fetched.main.dockerfile.clone().unwrap_or(arguments.dockerfile);
+    if arguments.multi.dry_run {
+        let looking = signals.first.run_until_cancelled(dry_run::run(&arguments, &asked));
+        return runtime.block_on(looking).ok_or_else(Refusal::cancelled)?;
+    }
+    let images = match asked.driver {
+        DriverChoice::Local => local(&arguments, &asked, session)?,
+        DriverChoice::K8s | DriverChoice::Ci => {
+            let directory = &fetched.main.directory;
+            runtime.block_on(kubernetes::build(&arguments, &asked, directory, signals))?
+        }
     };
-    match built {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) if refusal.text.is_empty() => ExitCode::from(refusal.code),
-        Err(refusal) => refused(&refusal.text, refusal.code),
-    }
+    runtime.block_on(conclude(&arguments, &asked, &images, signals))
+}
+
+/// The contexts, here.
+async fn fetched(arguments: &BuildArguments, signals: &Signals) -> Result<Fetched, Refusal> {
+    // Where nothing is built, nothing needs a home.
+    let data = options::data_directory(arguments).unwrap_or_else(|_| std::env::temp_dir());
+    let client = client(arguments)?;
+    fetch(arguments.contexts()?, (&data, arguments.time_limit), &client, signals).await
 }
 
 /// Builds here what runs here.
 fn local(
     arguments: &BuildArguments,
     asked: &Asked,
-    runtime: &tokio::runtime::Runtime,
-) -> Result<(), Refusal> {
-    let native = Platform::native();
-    let mut foreign = Vec::new();
-    for platform in asked.platforms.iter().filter(|platform| **platform != native && !arguments.force) {
-        if arguments.multi.require_native_nodes {
-            foreign.push(platform.to_string());
-        } else if let Some(line) = runtime.block_on(dry_run::look_at(arguments, platform))?.first_run {
-            let text =
-                format!("{line} executes a program of {platform}, which this {native} machine does not");
-            return Err(Refusal { text, code: code::PLATFORM });
-        }
-    }
-    if !foreign.is_empty() {
-        return Err(Refusal::from(format!(
-            "this machine builds {native} alone, and not {}: use `--driver=k8s` with nodes of each architecture, or build each on \
-             a machine of its own and gather the digests with `--driver=ci`",
-            foreign.join(", ")
-        )));
-    }
-    let mut images = Vec::new();
+    session: &Session,
+) -> Result<Vec<PlatformImage>, Refusal> {
+    let Session { runtime, signals } = session;
+    let here = machines::Available::here();
     for platform in &asked.platforms {
+        let found = signals.first.run_until_cancelled(machines::find(arguments, asked, platform, &here));
+        let found = runtime.block_on(found).ok_or_else(Refusal::cancelled)??;
+        found.map_err(Refusal::platform)?;
+    }
+    let (mut images, mut failure) = (Vec::new(), None);
+    for platform in &asked.platforms {
+        if signals.first.is_cancelled() {
+            return Err(Refusal::cancelled());
+        }
         let mut part = arguments.clone();
         part.custom_platform = Some(platform.clone());
-        part.force |= *platform != native;
-        part.push_by_digest |= asked.publishes;
+        part.force |= *platform != Platform::native();
         part.digest_file = None;
         part.kaniko.image_name_with_digest_file = None;
         part.kaniko.image_name_tag_with_digest_file = None;
-        match one(&part) {
+        match one(&part, session) {
             (_, Some(image)) => images.push(image),
-            // It has said why.
-            (exit, None) => return Err(Refusal { text: String::new(), code: exit }),
+            (exit, None) => {
+                // It has said why.
+                failure.get_or_insert(Refusal { text: String::new(), code: exit });
+                if arguments.multi.fail_fast {
+                    break;
+                }
+            }
         }
     }
-    runtime.block_on(conclude(arguments, asked, &images))
+    failure.map_or(Ok(images), Err)
 }
 
 /// Publishes the index, if it is asked for, and tells the digest where it is to be told.
@@ -267,10 +356,10 @@ async fn conclude(
     arguments: &BuildArguments,
     asked: &Asked,
     images: &[PlatformImage],
+    signals: &Signals,
 ) -> Result<(), Refusal> {
-    let platform_error = |text: String| Refusal { text, code: code::PLATFORM };
     let digest = if asked.publishes {
-        Some(publish(arguments, asked, images).await?)
+        Some(publish(arguments, asked, images, signals).await?)
     } else {
         match images {
             [image] => Some(image.manifest),
@@ -284,38 +373,54 @@ async fn conclude(
         }
         return Ok(());
     };
-    super::write_digest_files(arguments, &digest).map_err(platform_error)?;
+    super::write_digest_files(arguments, &digest).map_err(Refusal::platform)?;
     drop(writeln!(out, "{digest}"));
     Ok(())
 }
 
+/// Writes the index at every destination, and then moves the tags: a signal before that leaves them as they are.
 async fn publish(
     arguments: &BuildArguments,
     asked: &Asked,
     images: &[PlatformImage],
+    signals: &Signals,
 ) -> Result<Digest, Refusal> {
     let client = client(arguments)?;
-    let mut published = None;
-    for destination in &arguments.destination {
-        let destination = with_default_tag(destination.clone());
-        let host = destination.repository.host.clone();
-        let place = Place { host, prefix: None, is_plain: false, access: Access::Open };
-        let publisher = Publisher::new(client.clone(), place);
-        let failed = |error: &dyn std::error::Error, is_app: bool| Refusal {
-            text: format!("failed to publish {destination}: {}", chain(error).join(": ")),
-            code: if is_app { code::APP } else { code::PLATFORM },
-        };
-        let index = publisher.publish_in(&destination.repository, images, &asked.form).await;
-        let index = index.map_err(|error| failed(&error, error.is_app()))?;
-        if let Some(tag) = destination.tag.clone() {
-            let target = Target::Tag(tag);
-            let tagged = client.push_manifest(&destination.repository, &target, &index).await;
-            tagged.map_err(|error| failed(&error, false))?;
+    let failed = |destination: &Reference, error: &dyn std::error::Error, is_app: bool| Refusal {
+        text: format!("failed to publish {destination}: {}", chain(error).join(": ")),
+        code: if is_app { code::APP } else { code::PLATFORM },
+    };
+    let write = async {
+        let mut written: Vec<(Reference, RawManifest)> = Vec::new();
+        for destination in arguments.destination.iter().cloned().map(with_default_tag) {
+            let host = destination.repository.host.clone();
+            let place = Place { host, prefix: None, is_plain: false, access: Access::Open };
+            let publisher = Publisher::new(client.clone(), place);
+            let index = publisher.publish_in(&destination.repository, images, &asked.form).await;
+            let index = index.map_err(|error| failed(&destination, &error, error.is_app()))?;
+            if index.media_type() == &MediaType::DockerManifestList && !asked.form.annotations.is_empty() {
+                tell(&format!(
+                    "{destination}: the registry takes no OCI index, and Docker's list has no annotations"
+                ));
+            }
+            written.push((destination, index));
         }
-        tell(&format!("Published {destination}@{} ({} platforms)", index.digest(), images.len()));
-        published.get_or_insert(index.digest());
-    }
-    published.ok_or_else(|| Refusal::from("there is no destination".to_owned()))
+        Ok::<_, Refusal>(written)
+    };
+    let written = signals.first.run_until_cancelled(write).await.ok_or_else(Refusal::cancelled)??;
+    let tag = async {
+        for (destination, index) in &written {
+            if let Some(tag) = destination.tag.clone() {
+                let tagged = client.push_manifest(&destination.repository, &Target::Tag(tag), index).await;
+                tagged.map_err(|error| failed(destination, &error, false))?;
+            }
+            tell(&format!("Published {destination}@{} ({} platforms)", index.digest(), images.len()));
+        }
+        Ok::<_, Refusal>(())
+    };
+    signals.second.run_until_cancelled(tag).await.ok_or_else(Refusal::cancelled)??;
+    let first = written.first().map(|(_, index)| index.digest());
+    first.ok_or_else(|| Refusal::from("there is no destination".to_owned()))
 }
 
 /// A client that may push to the destinations.
@@ -333,6 +438,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::build::ImageFormat;
 
     #[derive(Parser)]
     struct Line {
@@ -340,7 +446,7 @@ mod tests {
         build: BuildArguments,
     }
 
-    fn parsed(words: &[&str]) -> BuildArguments {
+    pub(super) fn parsed(words: &[&str]) -> BuildArguments {
         Line::try_parse_from(std::iter::once("x").chain(words.iter().copied())).unwrap().build
     }
 
@@ -374,6 +480,33 @@ mod tests {
     }
 
     #[test]
+    fn flags_that_would_say_nothing_are_errors() {
+        let alone = |word: &str| parsed(&[TO, word]).multi.says_nothing().unwrap_or_default();
+        for flag in ["--legacy-manifest-list", "--index-annotations=a=b"] {
+            assert!(alone(flag).contains("--publish-index=true"), "{flag}");
+            assert!(refusal(&[TO, "--driver=local", flag]).contains("--publish-index=true"), "{flag}");
+        }
+        for flag in ["--k8s-namespace=x", "--k8s-registry-secret=x", "--k8s-node-selector=a=b"] {
+            assert!(alone(flag).contains("--driver=k8s"), "{flag}");
+        }
+        assert!(parsed(&[TO, "--require-native-nodes=false"]).multi.is_given());
+        assert!(
+            refusal(&[TWO, TO, "--publish-index", "--custom-platform=linux/amd64"]).contains("leave one out")
+        );
+    }
+
+    #[test]
+    fn a_file_of_one_image_is_not_for_two() {
+        let tar = ["--tar-path=x", "--no-push"];
+        assert!(refusal(&[&[TWO], &tar[..]].concat()).contains("--oci-layout-path"));
+        assert!(refusal(&[TWO, TO, "--publish-index", "--tar-path=x"]).contains("2 are built"));
+        for flag in ["--digest-file=x", "--image-name-with-digest-file=x"] {
+            assert!(refusal(&[TWO, "--no-push", flag]).contains("standard output"), "{flag}");
+            assert!(asked(&parsed(&[TWO, TO, "--publish-index", flag])).is_ok(), "{flag}");
+        }
+    }
+
+    #[test]
     fn annotations_are_repeated_or_joined_and_may_hold_commas() {
         let given = ["a.b/c=1,d=x,y", "e="].map(ToOwned::to_owned);
         let found = annotations(&given).unwrap();
@@ -392,5 +525,10 @@ mod tests {
         assert_eq!(kind(&["--oci-mode=docker"]), Some(IndexKind::DockerList));
         assert_eq!(kind(&["--legacy-manifest-list"]), Some(IndexKind::DockerList));
         assert_eq!(kind(&["--oci-mode=oci", "--legacy-manifest-list"]), None);
+        assert_eq!(kind(&["--oci-mode=docker", "--index-annotations=a=b"]), None);
+        let format = |words: &[&str]| parsed(&[&["--no-push"], words].concat()).image_format();
+        assert_eq!(format(&["--oci-mode=docker"]), ImageFormat::Docker);
+        assert_eq!(format(&["--oci-mode=auto", "--image-format=docker"]), ImageFormat::Docker);
+        assert_eq!(format(&["--oci-mode=oci"]), ImageFormat::Oci);
     }
 }

@@ -71,7 +71,7 @@ pub struct RegistryArguments {
     /// Read registry credentials from standard input, as a Docker configuration
     #[arg(long, hide = true)]
     pub docker_config_stdin: bool,
-    /// A Docker configuration that was had for a ticket.
+    /// A Docker configuration that was had for a ticket, or read from standard input.
     #[arg(skip)]
     pub docker_config: Option<Secret<String>>,
 }
@@ -132,6 +132,18 @@ impl RegistryArguments {
         Ok(Mirrors { places, only: self.skip_default_registry_fallback })
     }
 
+    /// Reads the credentials that come on standard input, once.
+    pub(super) fn read_docker_config(&mut self) -> Result<(), String> {
+        if !self.docker_config_stdin || self.docker_config.is_some() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
+        read.map_err(|error| format!("failed to read credentials: {error}"))?;
+        self.docker_config = Some(Secret::new(text));
+        Ok(())
+    }
+
     /// A client that reaches registries as these flags say, to push to these places.
     pub(super) fn client(
         &self,
@@ -147,11 +159,6 @@ impl RegistryArguments {
         }
         let credentials = if let Some(text) = &self.docker_config {
             Credentials::docker_config_json(text.reveal())
-        } else if self.docker_config_stdin {
-            let mut text = String::new();
-            let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
-            read.map_err(|error| format!("failed to read credentials: {error}"))?;
-            Credentials::docker_config_json(&text)
         } else {
             Credentials::from_environment()
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use url::Url;
 
+use super::signals::Signals;
 use super::{BuildArguments, Refusal, code};
 use crate::build::{
     BuildResult, EVENTS_FILE, NO_RECEIVER_STATUS, TicketError, chain, exchange_ticket, push_report,
@@ -12,8 +13,10 @@ use crate::build::{
 use crate::model::Secret;
 use crate::oci::Reference;
 
-/// How long the result may take on its way. A pod that is told to end has less: 20 seconds in all.
+/// How long the result may take on its way.
 const LIMIT: Duration = Duration::from_secs(60);
+/// The same after a signal: some seconds less than the pods' `GRACE_SECONDS`, of which the end of what was built takes a part.
+const SIGNALLED: Duration = Duration::from_secs(12);
 
 /// Where an engine in a Job has its credentials from, and where its result goes.
 #[derive(Debug, Clone, Default, Args)]
@@ -45,7 +48,11 @@ pub(super) async fn with_credentials(arguments: &BuildArguments) -> Result<Build
 }
 
 /// Leaves the result where it is to go.
-pub(super) async fn send(arguments: &BuildArguments, result: &BuildResult) -> Result<(), String> {
+pub(super) async fn send(
+    arguments: &BuildArguments,
+    result: &BuildResult,
+    signals: &Signals,
+) -> Result<(), String> {
     let Some(reference) = &arguments.report.report else { return Ok(()) };
     let client = arguments.registry.client(
         std::slice::from_ref(reference),
@@ -53,10 +60,34 @@ pub(super) async fn send(arguments: &BuildArguments, result: &BuildResult) -> Re
         arguments.mounts.ca_bundle.as_deref(),
     )?;
     let log = arguments.build_directory.as_ref().map(|directory| directory.join(EVENTS_FILE));
-    let sent = push_report(&client, reference, result, log.as_deref());
-    match tokio::time::timeout(LIMIT, sent).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("failed to leave the result: {}", chain(&error).join(": "))),
-        Err(_) => Err(format!("failed to leave the result within {} s", LIMIT.as_secs())),
+    let over = async {
+        let signalled = async {
+            signals.first.cancelled().await;
+            tokio::time::sleep(SIGNALLED).await;
+            SIGNALLED
+        };
+        tokio::select! {
+            limit = signalled => limit,
+            () = tokio::time::sleep(LIMIT) => LIMIT,
+        }
+    };
+    tokio::select! {
+        sent = push_report(&client, reference, result, log.as_deref()) => match sent {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("failed to leave the result: {}", chain(&error).join(": "))),
+        },
+        limit = over => Err(format!("failed to leave the result within {} s", limit.as_secs())),
+        () = signals.second.cancelled() => Err("the result is not left: a second signal came".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::kubernetes::GRACE_SECONDS;
+
+    #[test]
+    fn an_engine_gives_up_before_its_pod_is_killed() {
+        assert!(SIGNALLED.as_secs() + 5 <= GRACE_SECONDS.unsigned_abs());
     }
 }

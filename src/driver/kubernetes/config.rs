@@ -1,12 +1,13 @@
 //! What an operator decides of the pods that build.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, SecurityContext, Toleration};
 use url::Url;
 
-use crate::build::BuildRequest;
+use crate::build::{BuildRequest, NetworkMode};
 use crate::oci::{Host, Reference, Repository};
 
 /// How Jobs are made.
@@ -44,6 +45,10 @@ pub struct JobConfig {
     pub insecure_registries: Vec<Host>,
     /// Whether steps are kept in `REPOSITORY/cache`.
     pub step_cache: bool,
+    /// Where sources are packed; else where temporary files are.
+    pub spool: Option<PathBuf>,
+    /// Whether [`super::KubernetesDriver::forget`] removes what a build has left in its repository, once it is known here.
+    pub is_forgotten: bool,
     /// How many builds of one architecture run at once.
     pub parallel_per_architecture: usize,
     /// How long a pod may wait for a node.
@@ -82,6 +87,8 @@ impl JobConfig {
             registry: None,
             insecure_registries: Vec::new(),
             step_cache: true,
+            spool: None,
+            is_forgotten: false,
             parallel_per_architecture: 8,
             waiting_limit: Duration::from_mins(15),
             kept: Duration::from_hours(1),
@@ -119,8 +126,11 @@ impl JobConfig {
             destinations: request.destinations.iter().map(reference).collect(),
             mirrors: request.mirrors.iter().map(text).collect(),
             insecure_registries: insecure,
-            // RUN has the pod's network, and what it may reach there is a NetworkPolicy's business.
-            network: crate::build::NetworkMode::Host,
+            // RUN has the pod's network, and what it may reach there is a NetworkPolicy's business; or it has none.
+            network: match request.network {
+                NetworkMode::None => NetworkMode::None,
+                NetworkMode::Host | NetworkMode::Isolated => NetworkMode::Host,
+            },
             ..request.clone()
         }
     }

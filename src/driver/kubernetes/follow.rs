@@ -354,6 +354,9 @@ impl<'a> Attempt<'a> {
         match find_report(&self.driver.client, &self.report).await {
             Ok(found) => {
                 self.silent = None;
+                if let Some(report) = &found {
+                    self.driver.leaves(&self.report.repository, report.digest);
+                }
                 Ok(found.map_or(Asked::None, |report| Asked::Found(Box::new(report))))
             }
             Err(error) => {

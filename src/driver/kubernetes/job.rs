@@ -28,8 +28,8 @@ pub const TICKET_USED: &str = "hephy.dev/ticket-used";
 const SCRATCH: &str = "/.hephy";
 /// Where credentials of a Secret are.
 const DOCKER_CONFIG: &str = "/.hephy-docker";
-/// How long a pod that is to end has to leave its result.
-const GRACE_SECONDS: i64 = 20;
+/// How long a pod that is to end has to leave its result: more than `SIGNALLED` of `cli/build/report.rs`.
+pub const GRACE_SECONDS: i64 = 20;
 /// How much longer than its engine a pod lives: the engine ends itself, and says so.
 const DEADLINE_SLACK_SECONDS: u64 = 90;
 /// How long a build may stay on a node that does not answer.

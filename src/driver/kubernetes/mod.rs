@@ -12,7 +12,7 @@ mod nodes;
 mod queue;
 mod verdict;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -26,15 +26,15 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{JobConfig, RegistryNames};
-pub use job::{TICKET_SUM, TICKET_USED};
+pub use job::{GRACE_SECONDS, TICKET_SUM, TICKET_USED};
 
 use crate::build::{
-    BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, StepFailure, find_report,
-    push_source,
+    BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, SourceOptions, StepFailure,
+    find_report, push_source,
 };
 use crate::kubernetes::{Cluster, Label, managed_by, patiently};
 use crate::model::PlatformImage;
-use crate::oci::{Platform, Repository};
+use crate::oci::{Digest, Platform, Repository, Target};
 use crate::registry::client::Client;
 use follow::{Attempt, Ended, api};
 use job::{BuildJob, architecture, repository_of};
@@ -55,6 +55,8 @@ pub struct KubernetesDriver {
     queue: Queue,
     /// Sources that are being pushed: the platforms of a build share one.
     sources: Arc<Mutex<HashMap<SourceKey, Weak<OnceCell<PushedSource>>>>>,
+    /// What is to be forgotten.
+    left: Arc<Mutex<BTreeSet<(Repository, Digest)>>>,
 }
 
 type SourceKey = (Repository, PathBuf, PathBuf);
@@ -64,7 +66,14 @@ impl KubernetesDriver {
     #[must_use]
     pub fn new(cluster: Cluster, client: Client, config: JobConfig) -> Self {
         let queue = Queue::new(config.parallel_per_architecture);
-        Self { cluster, client, config: Arc::new(config), queue, sources: Arc::default() }
+        Self {
+            cluster,
+            client,
+            config: Arc::new(config),
+            queue,
+            sources: Arc::default(),
+            left: Arc::default(),
+        }
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -73,6 +82,44 @@ impl KubernetesDriver {
 
     fn jobs(&self) -> Api<Job> {
         Api::namespaced(self.cluster.client(), &self.config.namespace)
+    }
+
+    /// The names of the nodes that take builds now, by what they run natively; none if we may not list nodes.
+    pub async fn nodes(&self) -> Result<Option<BTreeMap<Platform, Vec<String>>>, BuildFailure> {
+        match self.list_nodes().await {
+            Ok(nodes) => Ok(Some(nodes)),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+            Err(error) => Err(api("list its nodes", &error)),
+        }
+    }
+
+    async fn list_nodes(&self) -> Result<BTreeMap<Platform, Vec<String>>, kube::Error> {
+        let nodes: Api<Node> = Api::all(self.cluster.client());
+        let params = ListParams::default();
+        let nodes = patiently(|| nodes.list(&params)).await?;
+        Ok(nodes::by_platform(&nodes.items, &self.config))
+    }
+
+    /// Removes the sources and results of the builds so far from their repositories, if they are for nobody else.
+    ///
+    /// Where a registry does not let us, they stay.
+    pub async fn forget(&self) {
+        let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        let removed = left.iter().map(async |(repository, digest)| {
+            let removed = self.client.delete_manifest(repository, &Target::Digest(*digest)).await;
+            if let Err(error) = removed {
+                tracing::debug!(%repository, %digest, %error, "what a build left stays");
+            }
+        });
+        futures::future::join_all(removed).await;
+    }
+
+    /// Notes what is to be forgotten.
+    fn leaves(&self, repository: &Repository, digest: Digest) {
+        if self.config.is_forgotten {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            left.insert((repository.clone(), digest));
+        }
     }
 
     /// The source of a request in the registry, pushed once for all platforms.
@@ -86,11 +133,17 @@ impl KubernetesDriver {
             sources.insert(key, Arc::downgrade(&cell));
             cell
         };
-        let (client, repository, epoch) =
-            (self.client.clone(), repository.clone(), request.source_date_epoch);
+        let (client, repository) = (self.client.clone(), repository.clone());
+        let options = SourceOptions {
+            epoch: request.source_date_epoch,
+            spool: self.config.spool.clone(),
+            owner: self.config.is_forgotten.then(|| request.name.clone()),
+        };
         let (context, dockerfile) = (request.context.clone(), request.dockerfile.clone());
-        let push = async move || push_source(&client, &repository, (&context, &dockerfile), epoch).await;
-        cell.get_or_try_init(push).await.cloned()
+        let push = async move || push_source(&client, &repository, (&context, &dockerfile), &options).await;
+        let source = cell.get_or_try_init(push).await.cloned()?;
+        self.leaves(repository_of(request)?, source.digest);
+        Ok(source)
     }
 
     async fn attempt(
@@ -215,10 +268,8 @@ impl Driver for KubernetesDriver {
     }
 
     async fn platforms(&self) -> Result<Vec<Platform>, BuildFailure> {
-        let nodes: Api<Node> = Api::all(self.cluster.client());
-        let params = ListParams::default();
-        let nodes = patiently(|| nodes.list(&params)).await.map_err(|error| api("list its nodes", &error))?;
-        Ok(nodes::platforms(&nodes.items, &self.config))
+        let nodes = self.list_nodes().await.map_err(|error| api("list its nodes", &error))?;
+        Ok(nodes.into_keys().collect())
     }
 
     async fn build(

@@ -4,22 +4,27 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Toleration};
 
-use super::config::JobConfig;
+use super::JobConfig;
 use crate::oci::Platform;
 
-/// The platforms of the nodes that are ready and take pods that are made so, each once, in order.
-pub(super) fn platforms(nodes: &[Node], config: &JobConfig) -> Vec<Platform> {
-    let takes =
-        |node: &&Node| takes_pods(node, &config.tolerations) && is_selected(node, &config.node_selector);
-    let mut platforms: Vec<Platform> = nodes.iter().filter(takes).filter_map(platform).collect();
-    platforms.sort();
-    platforms.dedup();
-    platforms
+/// The names of the nodes that are ready and take the pods of builds, by their platforms.
+pub(super) fn by_platform(nodes: &[Node], config: &JobConfig) -> BTreeMap<Platform, Vec<String>> {
+    let mut found: BTreeMap<Platform, Vec<String>> = BTreeMap::new();
+    for node in nodes.iter().filter(|node| is_selected(node, config) && takes_pods(node, &config.tolerations))
+    {
+        if let Some(platform) = platform(node) {
+            found.entry(platform).or_default().push(node.metadata.name.clone().unwrap_or_default());
+        }
+    }
+    for names in found.values_mut() {
+        names.sort();
+    }
+    found
 }
 
-fn is_selected(node: &Node, selector: &BTreeMap<String, String>) -> bool {
-    let labels = node.metadata.labels.as_ref();
-    selector.iter().all(|(name, value)| labels.and_then(|labels| labels.get(name)) == Some(value))
+fn is_selected(node: &Node, config: &JobConfig) -> bool {
+    let label = |name: &String| node.metadata.labels.as_ref().and_then(|labels| labels.get(name));
+    config.node_selector.iter().all(|(name, value)| label(name) == Some(value))
 }
 
 fn takes_pods(node: &Node, tolerations: &[Toleration]) -> bool {
@@ -62,9 +67,12 @@ fn platform(node: &Node) -> Option<Platform> {
 mod tests {
     use super::*;
 
-    fn node(arch: &str, ready: &str, more: &serde_json::Value) -> Node {
+    fn node(name: &str, arch: &str, ready: &str, more: &serde_json::Value) -> Node {
         serde_json::from_value(serde_json::json!({
-            "metadata": {"labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": arch}},
+            "metadata": {
+                "name": name,
+                "labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": arch, "disk": name},
+            },
             "spec": more,
             "status": {"conditions": [{"type": "Ready", "status": ready}]},
         }))
@@ -74,29 +82,28 @@ mod tests {
     #[test]
     fn a_platform_counts_if_one_of_its_nodes_takes_pods() {
         let nodes = [
-            node("arm64", "True", &serde_json::json!({})),
-            node("arm64", "Unknown", &serde_json::json!({})),
-            node("amd64", "True", &serde_json::json!({"unschedulable": true})),
+            node("b", "arm64", "True", &serde_json::json!({})),
+            node("a", "arm64", "True", &serde_json::json!({})),
+            node("c", "arm64", "Unknown", &serde_json::json!({})),
+            node("d", "amd64", "True", &serde_json::json!({"unschedulable": true})),
             node(
+                "e",
                 "s390x",
                 "True",
                 &serde_json::json!({"taints": [{"key": "builds", "value": "only", "effect": "NoSchedule"}]}),
             ),
         ];
-        let of = |config: &JobConfig| {
-            platforms(&nodes, config).iter().map(ToString::to_string).collect::<Vec<_>>()
+        let names = |config: &JobConfig| {
+            let found = by_platform(&nodes, config).into_iter();
+            found.map(|(platform, names)| format!("{platform}: {}", names.join(" "))).collect::<Vec<_>>()
         };
-        let names = |tolerations: &[Toleration]| {
-            of(&JobConfig { tolerations: tolerations.to_vec(), ..JobConfig::new("builds", "hephy") })
-        };
-        assert_eq!(names(&[]), ["linux/arm64"]);
-        let selector = |arch: &str| {
-            let node_selector = [("kubernetes.io/arch".to_owned(), arch.to_owned())].into();
-            of(&JobConfig { node_selector, ..JobConfig::new("builds", "hephy") })
-        };
-        assert_eq!((selector("arm64"), selector("riscv64")), (vec!["linux/arm64".to_owned()], vec![]));
+        let config = JobConfig::new("builds", "hephy");
+        assert_eq!(names(&config), ["linux/arm64: a b"]);
         let toleration =
             Toleration { key: Some("builds".into()), value: Some("only".into()), ..Toleration::default() };
-        assert_eq!(names(&[toleration]), ["linux/arm64", "linux/s390x"]);
+        let tolerant = JobConfig { tolerations: vec![toleration], ..config.clone() };
+        assert_eq!(names(&tolerant), ["linux/arm64: a b", "linux/s390x: e"]);
+        let node_selector = [("disk".to_owned(), "b".to_owned())].into();
+        assert_eq!(names(&JobConfig { node_selector, ..config }), ["linux/arm64: b"]);
     }
 }

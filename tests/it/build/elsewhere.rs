@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::routing::post;
-use hephy::build::{BuildEvent, BuildFailure, NumberedEvent, Outcome, find_report, push_source};
+use hephy::build::{
+    BuildEvent, BuildFailure, NumberedEvent, Outcome, SourceOptions, find_report, push_source,
+};
 use hephy::oci::{MediaType, Platform, Reference, Target};
 
 use super::{EPOCH, Place, base};
@@ -49,7 +51,8 @@ impl Elsewhere {
         let repository = self.registry.repository("hello");
         let from = (context.as_path(), Path::new("Dockerfile"));
         let client = self.registry.client();
-        let source = push_source(&client, &repository, from, EPOCH.parse().ok()).await.unwrap();
+        let options = SourceOptions { epoch: EPOCH.parse().ok(), ..SourceOptions::default() };
+        let source = push_source(&client, &repository, from, &options).await.unwrap();
         let address = &self.registry.address;
         let mut command = std::process::Command::new(crate::ordinary_user::executable());
         command.arg("build").arg(format!("--context=oci:{address}/hello@{}", source.digest));

@@ -21,6 +21,7 @@ pub(crate) mod pushes;
 mod registries;
 mod saved_caches;
 mod secrets;
+mod several;
 mod stages;
 mod trust;
 mod web;

@@ -25,7 +25,10 @@ pub(super) async fn gather(
             .to_owned()
     })?;
     let destination = super::repository(arguments)?;
-    let digests = digests(directory, &destination.repository)?;
+    // A job that pushes to two places writes a line for each, of one digest.
+    let repositories: Vec<&Repository> =
+        arguments.destination.iter().map(|destination| &destination.repository).collect();
+    let digests = digests(directory, &repositories)?;
     let host = destination.repository.host.clone();
     let place = Place { host, prefix: None, is_plain: false, access: Access::Open };
     let publisher = Publisher::new(super::client(arguments)?, place);
@@ -62,7 +65,7 @@ pub(super) async fn gather(
 }
 
 /// The digests in the files of a directory, each once, with the file that it is from.
-fn digests(directory: &Path, repository: &Repository) -> Result<Vec<(Digest, PathBuf)>, String> {
+fn digests(directory: &Path, repositories: &[&Repository]) -> Result<Vec<(Digest, PathBuf)>, String> {
     let unreadable = |error: std::io::Error| format!("`{}`: {error}", directory.display());
     let mut files = Vec::new();
     // Pipelines put each job's files into a directory of its own.
@@ -89,7 +92,7 @@ fn digests(directory: &Path, repository: &Repository) -> Result<Vec<(Digest, Pat
             std::fs::read_to_string(&file).map_err(|error| format!("`{}`: {error}", file.display()))?;
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = || format!("`{}`, line {}", file.display(), index + 1);
-            let digest = digest(line.trim(), repository).map_err(|why| format!("{}: {why}", at()))?;
+            let digest = digest(line.trim(), repositories).map_err(|why| format!("{}: {why}", at()))?;
             if !found.iter().any(|(known, _)| *known == digest) {
                 found.push((digest, file.clone()));
             }
@@ -102,15 +105,17 @@ fn digests(directory: &Path, repository: &Repository) -> Result<Vec<(Digest, Pat
 }
 
 /// `sha256:…`, `REPOSITORY@sha256:…` or `REPOSITORY:TAG@sha256:…`.
-fn digest(line: &str, repository: &Repository) -> Result<Digest, String> {
+fn digest(line: &str, repositories: &[&Repository]) -> Result<Digest, String> {
     if let Ok(digest) = line.parse::<Digest>() {
         return Ok(digest);
     }
     let reference: Reference = line.parse().map_err(|error| format!("{error}"))?;
     let digest = reference.digest.ok_or_else(|| format!("`{line}` has no digest"))?;
-    if reference.repository != *repository {
+    if !repositories.contains(&&reference.repository) {
+        let names: Vec<String> = repositories.iter().map(ToString::to_string).collect();
         return Err(format!(
-            "`{line}` is in another repository than the index, {repository}, and an index names what is in its own"
+            "`{line}` is in another repository than the index, {}, and an index names what is in its own",
+            names.join(", ")
         ));
     }
     Ok(digest)
@@ -126,14 +131,15 @@ mod tests {
         let (one, two) = (Digest::of("1"), Digest::of("2"));
         std::fs::create_dir(dir.path().join("arm64")).unwrap();
         std::fs::write(dir.path().join("amd64.txt"), format!("{one}")).unwrap();
-        let both = format!("r.example/app@{two}\nr.example/app:1@{two}\n");
+        let both = format!("r.example/app@{two}\nr.example/app:1@{two}\nr.example/more@{two}\n");
         std::fs::write(dir.path().join("arm64/digest"), both).unwrap();
-        let repository: Repository = "r.example/app".parse().unwrap();
-        let found = digests(dir.path(), &repository).unwrap();
+        let repository = |name: &str| format!("r.example/{name}").parse::<Repository>().unwrap();
+        let (app, more, other) = (repository("app"), repository("more"), repository("other"));
+        let found = digests(dir.path(), &[&app, &more]).unwrap();
         assert_eq!(found.iter().map(|(digest, _)| *digest).collect::<Vec<_>>(), [one, two]);
-        let other = "r.example/other".parse().unwrap();
-        assert!(digests(dir.path(), &other).unwrap_err().contains("line 1"));
+        assert!(digests(dir.path(), &[&app]).unwrap_err().contains("line 3"));
+        assert!(digests(dir.path(), &[&other]).unwrap_err().contains("line 1"));
         std::fs::write(dir.path().join("x"), "hello\n").unwrap();
-        assert!(digests(dir.path(), &repository).unwrap_err().contains("has no digest"));
+        assert!(digests(dir.path(), &[&app, &more]).unwrap_err().contains("has no digest"));
     }
 }

@@ -1,74 +1,60 @@
 //! `--dry-run`: what a build would find, and nothing built.
 
-use std::process::ExitCode;
-
-use super::super::{BuildArguments, Refusal, code, options, refused, tell};
-use super::{Asked, DriverChoice, kubernetes};
-use crate::build::{BuildEvent, BuildOptions, Driver as _, Preflight, chain, preflight};
+use super::super::{BuildArguments, Refusal, tell};
+use super::machines::{Available, Machine};
+use super::{Asked, DriverChoice, kubernetes, machines};
+use crate::build::chain;
 use crate::oci::{Platform, Target};
 use crate::registry::client::BlobSource;
 
-/// Names each platform's node and base, and asks the registries of the destinations whether they would take the image.
-pub(super) async fn run(arguments: &BuildArguments, asked: &Asked) -> ExitCode {
-    match look(arguments, asked).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(code::PLATFORM),
-        Err(refusal) => refused(&refusal.text, refusal.code),
-    }
-}
-
-async fn look(arguments: &BuildArguments, asked: &Asked) -> Result<bool, Refusal> {
+/// Names each platform's machine and bases, and asks the registries of the destinations whether they would take the image.
+pub(super) async fn run(arguments: &BuildArguments, asked: &Asked) -> Result<(), Refusal> {
     let mut is_well = true;
     let available = match asked.driver {
-        DriverChoice::Local => Some(vec![Platform::native()]),
-        DriverChoice::K8s => Box::pin(kubernetes::driver(arguments)).await?.platforms().await.ok(),
+        DriverChoice::Local => Some(Available::here()),
+        DriverChoice::K8s => {
+            let driver = Box::pin(kubernetes::driver(arguments)).await?;
+            Some(Available::in_cluster(&driver).await?)
+        }
         DriverChoice::Ci => None,
     };
     for platform in &asked.platforms {
-        let node = match (&available, asked.driver) {
-            (Some(available), _) if available.contains(platform) => "builds natively",
-            (Some(_), _) => {
-                is_well = false;
-                "no node builds it"
-            }
-            (None, DriverChoice::Ci) => "built by another job",
-            (None, _) => "not known: the nodes may not be listed",
-        };
-        tell(&format!("{platform}: {node}"));
-        if asked.driver != DriverChoice::Ci {
-            is_well &= bases(arguments, platform).await?;
+        match &available {
+            Some(available) => is_well &= look(arguments, asked, platform, available).await?,
+            None => tell(&format!("{platform}: built by another job")),
         }
     }
-    for destination in &arguments.destination {
+    // By the flag they are not asked to take anything.
+    for destination in arguments.destination.iter().filter(|_| !arguments.no_push) {
         is_well &= takes(arguments, destination).await?;
     }
-    Ok(is_well)
+    // What is missing has been told.
+    if is_well { Ok(()) } else { Err(Refusal::platform(String::new())) }
 }
 
-/// Says which base images a platform has.
-async fn bases(arguments: &BuildArguments, platform: &Platform) -> Result<bool, Refusal> {
-    let found = look_at(arguments, platform).await?;
-    for base in &found.bases {
+/// Says which machine and which base images a platform has.
+async fn look(
+    arguments: &BuildArguments,
+    asked: &Asked,
+    platform: &Platform,
+    available: &Available,
+) -> Result<bool, Refusal> {
+    let found = machines::find(arguments, asked, platform, available).await?;
+    let (said, machine) = match &found {
+        Ok(Machine::Native(names)) => (format!("builds natively on {}", names.join(", ")), platform),
+        Ok(Machine::Other(machine)) => {
+            (format!("is made on {machine}, where nothing of it is executed"), machine)
+        }
+        Ok(Machine::Unknown) => ("not known: the nodes may not be listed".to_owned(), platform),
+        Err(missing) => (missing.clone(), platform),
+    };
+    tell(&format!("{platform}: {said}"));
+    let looked = machines::look_at(arguments, platform, machine).await?;
+    for base in &looked.bases {
         let said = base.problem.as_deref().unwrap_or("found");
         tell(&format!("  {}: {}: {said}", base.at, base.reference));
     }
-    Ok(found.bases.iter().all(|base| base.problem.is_none()))
-}
-
-/// What a build for a platform would find.
-pub(super) async fn look_at(arguments: &BuildArguments, platform: &Platform) -> Result<Preflight, Refusal> {
-    let mut arguments = arguments.clone();
-    arguments.custom_platform = Some(platform.clone());
-    (arguments.force, arguments.no_push) = (true, true);
-    let (options, contexts) = options(&arguments)?;
-    let fetched = contexts.fetch(&std::env::temp_dir(), &options.client).await;
-    let failed = |failure| {
-        let text = BuildEvent::Failed { failure: Box::new(failure) }.lines().join("\n");
-        Refusal { text, code: code::APP }
-    };
-    let fetched = fetched.map_err(failed)?;
-    let options = BuildOptions { context: fetched.main.directory.clone(), ..options };
-    preflight(options).await.map_err(failed)
+    Ok(found.is_ok() && looked.bases.iter().all(|base| base.problem.is_none()))
 }
 
 /// Asks a registry whether we may push, by pushing two bytes that it may forget.

@@ -1,20 +1,23 @@
 //! `--driver=k8s`: the Jobs that a cluster's server makes, made from a laptop, from CI, or from a Job.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use futures::future::{join, join_all};
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{BuildArguments, IsolationChoice, Refusal, cancel_on_signals, code, exit_code, tell};
-use super::Asked;
-use crate::build::{
-    BuildEvent, BuildFailure, BuildLimits, BuildRequest, CacheUse, Driver as _, NetworkMode, chain,
-};
+use super::super::signals::Signals;
+use super::super::{BuildArguments, IsolationChoice, Refusal, options, tell};
+use super::job::{flags, request};
+use super::machines::{Available, Machine};
+use super::{Asked, machines};
+use crate::build::{BuildEvent, BuildFailure, BuildRequest, Driver as _, chain};
 use crate::driver::kubernetes::{JobConfig, KubernetesDriver};
 use crate::kubernetes::Cluster;
 use crate::model::PlatformImage;
@@ -40,65 +43,48 @@ pub struct JobArguments {
     pub node_selector: Vec<String>,
 }
 
-/// Flags with a value that an engine in a Job is told as they were given here.
-const PASSED: [&str; 12] = [
-    "mirror",
-    "registry-mirror",
-    "registry-map",
-    "insecure-registry",
-    "skip-tls-verify-registry",
-    "push-retry",
-    "image-download-retry",
-    "compression-level",
-    "annotation",
-    "cache-ttl",
-    "cache-copy-layers",
-    "cache-run-layers",
-];
-/// The same without a value.
-const PASSED_SWITCHES: [&str; 6] = [
-    "insecure",
-    "insecure-pull",
-    "skip-tls-verify",
-    "skip-tls-verify-pull",
-    "skip-default-registry-fallback",
-    "reproducible",
-];
-
-/// Builds every platform in a Job; the first failure cancels the others.
-pub(super) async fn build(arguments: &BuildArguments, asked: &Asked) -> Result<Vec<PlatformImage>, Refusal> {
+/// Builds every platform in a Job; the first failure cancels the others, unless `--fail-fast=false`.
+pub(super) async fn build(
+    arguments: &BuildArguments,
+    asked: &Asked,
+    context: &Path,
+    signals: &Signals,
+) -> Result<Vec<PlatformImage>, Refusal> {
     super::repository(arguments)?;
-    refuse_what_stays_here(arguments)?;
+    // The file stays until the source is pushed.
+    let (dockerfile, _kept) = dockerfile(arguments)?;
+    let shared = BuildRequest { context: context.to_owned(), dockerfile, ..request(arguments, asked)? };
+    let mut requests = Vec::new();
+    for platform in &asked.platforms {
+        let flags = flags(arguments, platform, &shared)?;
+        requests.push(BuildRequest { platform: platform.clone(), flags, ..shared.clone() });
+    }
     let driver = driver(arguments).await?;
-    let machines = machines(arguments, &driver, &asked.platforms).await?;
-    let contexts = arguments.context.contexts(false)?;
-    let spool = std::env::temp_dir();
-    let fetched = contexts.fetch(&spool, &super::client(arguments)?).await.map_err(of_failure)?;
-    let dockerfile = fetched.main.dockerfile.clone().unwrap_or(arguments.dockerfile.clone());
-    let request =
-        BuildRequest { context: fetched.main.directory.clone(), dockerfile, ..request(arguments, asked) };
-    let cancel = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signals(cancel.clone()));
+    let looking = signals.first.run_until_cancelled(Box::pin(machines(arguments, asked, &driver)));
+    let machines = looking.await.ok_or_else(Refusal::cancelled)??;
+    let cancel = signals.first.child_token();
     let (lines, mut received) = mpsc::channel::<(String, String)>(256);
-    let has_several = asked.platforms.len() > 1;
-    let builds = asked.platforms.iter().map(|platform| {
-        let request = BuildRequest {
-            platform: platform.clone(),
-            machine: machines.get(platform).cloned(),
-            flags: flags(arguments, platform, &request),
-            ..request.clone()
-        };
-        one(&driver, request, lines.clone(), cancel.clone())
+    let builds = requests.into_iter().map(|mut request| {
+        request.machine = machines.get(&request.platform).cloned();
+        one(&driver, request, lines.clone(), (cancel.clone(), arguments.multi.fail_fast))
     });
     let builds = join_all(builds.collect::<Vec<_>>());
     drop(lines);
+    let has_several = asked.platforms.len() > 1;
     let print = async {
         while let Some((architecture, line)) = received.recv().await {
-            tell(&if has_several { format!("[{architecture}] {line}") } else { line });
+            let line = if has_several { format!("[{architecture}] {line}") } else { line };
+            if arguments.kaniko.log_timestamp {
+                let now = jiff::Timestamp::now().strftime("%FT%TZ");
+                tell(&format!("{now} {line}"));
+            } else {
+                tell(&line);
+            }
         }
     };
     let (built, ()) = Box::pin(join(builds, print)).await;
-    signals.abort();
+    // What was left in the repository was for the Jobs, and for us.
+    signals.second.run_until_cancelled(driver.forget()).await;
     let mut images = Vec::new();
     let (mut failure, mut cancelled) = (None, None);
     for built in built {
@@ -110,16 +96,28 @@ pub(super) async fn build(arguments: &BuildArguments, asked: &Asked) -> Result<V
     }
     // Of several failures the one that was first is the cause; the others were cancelled by it.
     match failure.or(cancelled) {
-        Some(failure) => Err(Refusal { text: String::new(), ..of_failure(failure) }),
+        Some(failure) => Err(Refusal { text: String::new(), ..Refusal::of(failure) }),
         None => Ok(images),
     }
+}
+
+/// The Dockerfile, and what keeps it if it was typed.
+fn dockerfile(arguments: &BuildArguments) -> Result<(PathBuf, Option<TempDir>), Refusal> {
+    let Some(text) = arguments.typed.as_ref().filter(|_| arguments.is_typed()) else {
+        return Ok((arguments.dockerfile.clone(), None));
+    };
+    let failed = |error| Refusal::of(BuildFailure::platform("failed to keep the Dockerfile", &error));
+    let directory = tempfile::tempdir().map_err(failed)?;
+    let path = directory.path().join("Dockerfile");
+    std::fs::write(&path, text).map_err(failed)?;
+    Ok((path, Some(directory)))
 }
 
 async fn one(
     driver: &KubernetesDriver,
     request: BuildRequest,
     lines: mpsc::Sender<(String, String)>,
-    cancel: CancellationToken,
+    (cancel, fail_fast): (CancellationToken, bool),
 ) -> Result<PlatformImage, BuildFailure> {
     let architecture = request.platform.architecture().to_owned();
     let (events, mut received) = mpsc::channel::<BuildEvent>(256);
@@ -135,7 +133,9 @@ async fn one(
     };
     let (built, ()) = Box::pin(join(driver.build(&request, events, cancel.clone()), forward)).await;
     if let Err(failure) = &built {
-        cancel.cancel();
+        if fail_fast {
+            cancel.cancel();
+        }
         if !told_failure {
             for line in (BuildEvent::Failed { failure: Box::new(failure.clone()) }).lines() {
                 drop(lines.send((architecture.clone(), line)).await);
@@ -147,9 +147,8 @@ async fn one(
 
 /// The driver for the cluster of this environment.
 pub(super) async fn driver(arguments: &BuildArguments) -> Result<KubernetesDriver, Refusal> {
-    let platform_error = |text: String| Refusal { text, code: code::PLATFORM };
     let cluster = Cluster::connect(None, None).await;
-    let cluster = cluster.map_err(|error| platform_error(chain(&error).join(": ")))?;
+    let cluster = cluster.map_err(|error| Refusal::platform(chain(&error).join(": ")))?;
     let jobs = &arguments.multi.kubernetes;
     let namespace = jobs.namespace.clone().unwrap_or_else(|| cluster.namespace().to_owned());
     let image = match &jobs.image {
@@ -171,6 +170,8 @@ pub(super) async fn driver(arguments: &BuildArguments) -> Result<KubernetesDrive
         node_selector,
         resources: resources(arguments),
         step_cache: false,
+        spool: options::data_directory(arguments).ok().map(|data| data.join("contexts")),
+        is_forgotten: true,
         ..JobConfig::new(namespace, image)
     };
     Ok(KubernetesDriver::new(cluster, super::client(arguments)?, config))
@@ -205,160 +206,25 @@ fn resources(arguments: &BuildArguments) -> ResourceRequirements {
     ResourceRequirements { limits: (!limits.is_empty()).then_some(limits), ..ResourceRequirements::default() }
 }
 
-/// The platform of the machine that builds each platform. One that no node builds is named before anything is built, unless
-/// it executes nothing of its own and `--require-native-nodes=false` lets another node build it.
+/// The platform of the machine that builds each platform, where it is another. One that no node builds is named before
+/// anything is built.
 async fn machines(
     arguments: &BuildArguments,
+    asked: &Asked,
     driver: &KubernetesDriver,
-    platforms: &[Platform],
 ) -> Result<BTreeMap<Platform, Platform>, Refusal> {
-    let Ok(available) = driver.platforms().await else {
+    let available = Available::in_cluster(driver).await?;
+    if matches!(available, Available::Unknown) {
         tell(
             "the nodes may not be listed (`list` on `nodes`): a missing architecture shows when its pod waits",
         );
-        return Ok(BTreeMap::new());
-    };
-    let mut machines = BTreeMap::new();
-    let names: Vec<String> = available.iter().map(ToString::to_string).collect();
-    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    for platform in platforms.iter().filter(|platform| !available.contains(platform)) {
-        let missing = |more: String| Refusal {
-            text: format!("no native nodes available for {platform}: the ready nodes are {names}{more}"),
-            code: code::PLATFORM,
-        };
-        if arguments.multi.require_native_nodes {
-            return Err(missing(String::new()));
-        }
-        let found = Box::pin(super::dry_run::look_at(arguments, platform)).await?;
-        match (found.first_run, available.first()) {
-            (Some(line), _) => {
-                return Err(missing(format!(
-                    "; {line} executes a program of this platform, and nothing is emulated"
-                )));
-            }
-            (None, Some(machine)) => machines.insert(platform.clone(), machine.clone()),
-            (None, None) => return Err(missing(String::new())),
-        };
     }
-    Ok(machines)
-}
-
-fn refuse_what_stays_here(arguments: &BuildArguments) -> Result<(), String> {
-    let given = [
-        (!arguments.mounts.secret.is_empty(), "--secret"),
-        (!arguments.mounts.ssh.is_empty(), "--ssh"),
-        (!arguments.mounts.allow.is_empty(), "--allow"),
-        (!arguments.context.build_context.is_empty(), "--build-context"),
-        (arguments.tar_path.is_some(), "--tar-path"),
-        (arguments.oci_layout_path.is_some(), "--oci-layout-path"),
-        (arguments.no_push, "--no-push"),
-        (arguments.check.check, "--check"),
-    ];
-    match given.into_iter().find(|(given, _)| *given) {
-        Some((_, flag)) => Err(format!("`{flag}` is of this machine, and `--driver=k8s` builds elsewhere")),
-        None => Ok(()),
-    }
-}
-
-fn request(arguments: &BuildArguments, asked: &Asked) -> BuildRequest {
-    let random: u64 = rand::random();
-    let labels = arguments.label.iter().map(|label| match label.split_once('=') {
-        Some((name, value)) => (name.to_owned(), value.to_owned()),
-        None => (label.clone(), String::new()),
-    });
-    let build_args = arguments.build_arg.iter().filter_map(|argument| match argument.split_once('=') {
-        Some((name, value)) => Some((name.to_owned(), Some(value.to_owned()))),
-        // The environment is ours, and not the pod's.
-        None => Some((argument.clone(), Some(std::env::var(argument).ok()?))),
-    });
-    let mut destinations = arguments.destination.clone();
-    if asked.publishes {
-        // The index has the tag.
-        for destination in &mut destinations {
-            destination.tag = None;
-        }
-    } else {
-        destinations = destinations.into_iter().map(crate::build::with_default_tag).collect();
-    }
-    BuildRequest {
-        name: format!("build-{random:016x}"),
-        directory: std::path::PathBuf::new(),
-        context: std::path::PathBuf::new(),
-        dockerfile: arguments.dockerfile.clone(),
-        platform: Platform::native(),
-        target: arguments.target.clone(),
-        build_args: build_args.collect(),
-        labels: labels.collect(),
-        destinations,
-        mirrors: Vec::new(),
-        insecure_registries: Vec::new(),
-        docker_config: None,
-        source_date_epoch: arguments.source_date_epoch,
-        cache: if arguments.no_cache { CacheUse::Ignore } else { CacheUse::Read },
-        network: NetworkMode::Host,
-        limits: BuildLimits { time: arguments.time_limit, memory_bytes: None, cpus: None },
-        compression: arguments.compression,
-        machine: None,
-        flags: Vec::new(),
-    }
-}
-
-/// What an engine in a Job is told besides.
-fn flags(arguments: &BuildArguments, platform: &Platform, request: &BuildRequest) -> Vec<String> {
-    let words: Vec<_> = std::env::args_os().skip(1).collect();
-    let words = super::super::kaniko::normalized(&words);
-    let words: Vec<String> = words.into_iter().filter_map(|word| word.into_string().ok()).collect();
-    let mut flags = passed(&words);
-    if arguments.kaniko.image_format == crate::build::ImageFormat::Docker {
-        flags.push("--image-format=docker".to_owned());
-    }
-    let cache = arguments.step_cache.repository(&request.destinations, platform.architecture());
-    if let Ok(Some(cache)) = cache {
-        flags.push("--cache=true".to_owned());
-        flags.push(format!("--cache-repo={}", cache.repository));
-    }
-    flags
-}
-
-/// Those of our words that an engine elsewhere is to have too.
-fn passed(words: &[String]) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let Some(flag) = word.strip_prefix("--") else { continue };
-        let name = flag.split_once('=').map_or(flag, |(name, _)| name);
-        if PASSED_SWITCHES.contains(&flag) || (PASSED.contains(&name) && flag != name) {
-            found.push(word.clone());
-        } else if PASSED.contains(&name)
-            && let Some(value) = words.next()
-        {
-            found.push(format!("--{name}={value}"));
+    let mut others = BTreeMap::new();
+    for platform in &asked.platforms {
+        let found = machines::find(arguments, asked, platform, &available).await?;
+        if let Machine::Other(machine) = found.map_err(Refusal::platform)? {
+            others.insert(platform.clone(), machine);
         }
     }
-    found
-}
-
-fn of_failure(failure: BuildFailure) -> Refusal {
-    let code = exit_code(&failure);
-    Refusal { text: BuildEvent::Failed { failure: Box::new(failure) }.lines().join("\n"), code }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_engine_elsewhere_gets_the_flags_for_registries_in_one_word_each() {
-        let words = [
-            "build",
-            "--insecure",
-            "--mirror",
-            "m.example",
-            "--destination=x",
-            "--annotation=a=b",
-            "--force",
-        ];
-        let words = words.map(ToOwned::to_owned);
-        assert_eq!(passed(&words), ["--insecure", "--mirror=m.example", "--annotation=a=b"]);
-    }
+    Ok(others)
 }
