@@ -1,7 +1,7 @@
 //! Base images: where they are, what they say, and their blobs when someone needs them.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -40,6 +40,8 @@ pub(crate) struct ResolvedBase {
 pub(crate) struct Bases {
     pub(crate) client: Client,
     pub(crate) mirrors: Mirrors,
+    /// A layout whose blobs need not be fetched.
+    pub(crate) warmed: Option<PathBuf>,
     pub(crate) store: LayerStore,
 }
 
@@ -203,20 +205,57 @@ impl Bases {
         if let Some(path) = self.store.blob(&descriptor.digest) {
             return Ok(path);
         }
+        // The registry has said which blob it is: whoever filled the directory cannot make it another.
+        if let Some(directory) = &self.warmed
+            && let Ok(writer) = self.copied(directory, descriptor)
+        {
+            return Ok(self.store.commit_pulled_blob(writer, &descriptor.digest)?);
+        }
         let mut sink = Inline(self.store.blob_writer()?);
         match source {
             BaseSource::Registry(repository) => {
                 self.client.pull_blob(repository, descriptor, &mut sink).await?;
             }
-            BaseSource::Layout(directory) => {
-                let path = layout::blob_path(directory, &descriptor.digest);
-                let file = std::fs::File::open(&path).map_err(|source| EngineError::Read { path, source })?;
-                let mut file = crate::layers::Verified::new(file, &descriptor.digest, descriptor.size);
-                std::io::copy(&mut file, &mut sink.0).map_err(EngineError::io("copy a base layer"))?;
-            }
+            BaseSource::Layout(directory) => sink = Inline(self.copied(directory, descriptor)?),
         }
         Ok(self.store.commit_pulled_blob(sink.0, &descriptor.digest)?)
     }
+
+    /// The blob of a layout, looked at whole.
+    fn copied(&self, directory: &Path, descriptor: &Descriptor) -> Result<BlobWriter, EngineError> {
+        let path = layout::blob_path(directory, &descriptor.digest);
+        let file = std::fs::File::open(&path).map_err(|source| EngineError::Read { path, source })?;
+        let mut file = crate::layers::Verified::new(file, &descriptor.digest, descriptor.size);
+        let mut writer = self.store.blob_writer()?;
+        std::io::copy(&mut file, &mut writer).map_err(EngineError::io("copy a base layer"))?;
+        Ok(writer)
+    }
+
+    /// Everything of an image, for a layout: its manifest, its configuration, and its layers in the store.
+    pub(crate) async fn whole(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<WholeImage, EngineError> {
+        let found = self.find(reference, platform).await?;
+        let (manifest, source) = (found.manifest.clone(), found.source.clone());
+        // What is no image for the platform is no base of a build for it.
+        self.resolved(&reference.familiar(), found, platform).await?;
+        let image = manifest.as_image().ok_or(EngineError::Protocol)?;
+        let config = self.config(&source, image).await?;
+        let mut layers = Vec::new();
+        for descriptor in &image.layers {
+            layers.push((descriptor.digest, self.blob(descriptor, &source).await?));
+        }
+        Ok(WholeImage { manifest, config, layers })
+    }
+}
+
+/// An image of which every byte is here.
+pub(crate) struct WholeImage {
+    pub(crate) manifest: RawManifest,
+    pub(crate) config: bytes::Bytes,
+    pub(crate) layers: Vec<(Digest, PathBuf)>,
 }
 
 /// The error and what caused it, on one line.

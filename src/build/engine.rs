@@ -64,10 +64,14 @@ pub struct BuildOptions {
     pub labels: Vec<(String, String)>,
     /// Where the image is pushed; without a tag by digest only.
     pub destinations: Vec<Reference>,
+    /// Whether it is a success if a tag cannot be moved, since the registry moves none.
+    pub ignore_immutable_tags: bool,
     /// What the image is called in a layout and in a tar.
     pub names: Vec<Reference>,
     /// Places where a base is looked for before its own registry.
     pub mirrors: Mirrors,
+    /// A layout whose blobs need not be fetched, whatever its images are called.
+    pub warmed: Option<PathBuf>,
     /// The layer store.
     pub layers: PathBuf,
     /// How RUN is kept apart, and the ids of the sandbox.
@@ -144,7 +148,7 @@ pub async fn build(
     let is_built = outcome.is_ok();
     let result = finished(&events, started_at, clock, hits, outcome);
     let cache = engine.capture.cache().filter(|_| !cancel.is_cancelled()).cloned();
-    let saving = cache.clone().filter(|_| is_built).map(|remote| Saving {
+    let saving = cache.clone().filter(|cache| is_built && !cache.is_read_only()).map(|remote| Saving {
         remote,
         used: engine.used_caches.clone(),
         store: engine.trees.bases.store.clone(),
@@ -279,7 +283,8 @@ impl Engine {
         let (store, map) = open_store(&options.layers, &options.rung.ids)?;
         let lease = store.lease()?;
         let (client, mirrors) = (options.client.clone(), options.mirrors.clone());
-        let bases = Bases { client: client.clone(), mirrors, store: store.clone() };
+        let warmed = options.warmed.clone();
+        let bases = Bases { client: client.clone(), mirrors, warmed, store: store.clone() };
         let worker_options = WorkerOptions {
             layers: options.layers.clone(),
             isolation: options.rung.isolation,
@@ -539,7 +544,10 @@ impl Engine {
         let image =
             Assembled::new(state.config, layers, self.options.format, self.options.annotations.clone());
         let bases = &self.trees.bases;
-        image.push(bases, &self.options.destinations).await?;
+        for kept in image.push(bases, &self.options.destinations, self.options.ignore_immutable_tags).await? {
+            let text = format!("{kept} stays as it is: the registry moves no tag");
+            (self.events)(BuildEvent::Note { text });
+        }
         if let Some(directory) = &self.options.oci_layout {
             image.write_layout(directory, bases, &self.options.names).await?;
         }

@@ -1,7 +1,7 @@
 //! The finished image: its layers' blobs, its configuration and manifest, and the places where it goes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::build::base::{BaseSource, Bases};
 use crate::build::error::EngineError;
+use crate::build::layout;
 use crate::layers::{Compressed, Compression};
 use crate::oci::{
-    Descriptor, Digest, ImageConfig, Index, Manifest, MediaType, Platform, RawManifest, Reference,
-    RepositoryName, Tag, Target,
+    Descriptor, Digest, ImageConfig, Manifest, MediaType, Platform, RawManifest, Reference, RepositoryName,
+    Tag, Target,
 };
 use crate::registry::client::{BlobSource, Client};
 
@@ -155,8 +156,14 @@ impl Assembled {
         Digest::of(&self.config)
     }
 
-    /// Pushes what the destinations lack, and the manifest last.
-    pub(crate) async fn push(&self, bases: &Bases, destinations: &[Reference]) -> Result<(), EngineError> {
+    /// Pushes what the destinations lack, and the manifest last. Returns those whose tag cannot be moved, if that is no error.
+    pub(crate) async fn push<'a>(
+        &self,
+        bases: &Bases,
+        destinations: &'a [Reference],
+        ignore_immutable: bool,
+    ) -> Result<Vec<&'a Reference>, EngineError> {
+        let mut immutable = Vec::new();
         for destination in destinations {
             futures::stream::iter(&self.layers)
                 .map(|layer| push_layer(bases, destination, layer))
@@ -169,9 +176,12 @@ impl Assembled {
                 Some(tag) => Target::Tag(tag.clone()),
                 None => Target::Digest(self.manifest.digest()),
             };
-            bases.client.push_manifest(repository, &target, &self.manifest).await?;
+            match bases.client.push_manifest(repository, &target, &self.manifest).await {
+                Err(error) if ignore_immutable && error.is_immutable_tag() => immutable.push(destination),
+                pushed => pushed?,
+            }
         }
-        Ok(())
+        Ok(immutable)
     }
 
     /// The paths of all blobs, fetching those of the base that the store lacks.
@@ -192,34 +202,7 @@ impl Assembled {
         names: &[Reference],
     ) -> Result<(), EngineError> {
         let blobs = self.blobs(bases).await?;
-        let error = |path: &Path| EngineError::io(format!("write `{}`", path.display()));
-        let sha256 = directory.join("blobs/sha256");
-        fs::create_dir_all(&sha256).map_err(error(&sha256))?;
-        for (digest, path) in blobs {
-            let to = sha256.join(digest.hex());
-            if !to.exists() {
-                fs::copy(&path, &to).map_err(error(&to))?;
-            }
-        }
-        for bytes in [&self.config, self.manifest.bytes()] {
-            let to = sha256.join(Digest::of(bytes).hex());
-            fs::write(&to, bytes).map_err(error(&to))?;
-        }
-        let index_path = directory.join("index.json");
-        let mut entries = match fs::read(&index_path) {
-            Ok(bytes) => RawManifest::parse(bytes, None)
-                .ok()
-                .and_then(|index| index.as_index().map(|index| index.manifests.clone()))
-                .unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
-        for entry in self.entries(names) {
-            entries.retain(|old| !is_replaced(old, &entry));
-            entries.push(entry);
-        }
-        fs::write(&index_path, layout_index(entries)).map_err(error(&index_path))?;
-        let marker = directory.join("oci-layout");
-        fs::write(&marker, LAYOUT).map_err(error(&marker))
+        layout::add(directory, &blobs, &[&self.config, self.manifest.bytes()], self.entries(names))
     }
 
     /// Writes the image as a tar that is an OCI layout and what `docker load` reads.
@@ -252,8 +235,8 @@ impl Assembled {
             "Layers": layer_names,
         }]);
         for (name, bytes) in [
-            ("index.json", layout_index(self.entries(names))),
-            ("oci-layout", LAYOUT.as_bytes().to_vec()),
+            ("index.json", layout::index(self.entries(names))),
+            ("oci-layout", layout::MARKER.as_bytes().to_vec()),
             ("manifest.json", docker.to_string().into_bytes()),
         ] {
             append(&mut tar, name, bytes.len() as u64, &mut &bytes[..]).map_err(error())?;
@@ -270,33 +253,11 @@ impl Assembled {
         }
         let under = |name: &Reference| {
             let mut entry = entry.clone();
-            entry.annotations.insert(REF_NAME.to_owned(), name.familiar());
+            entry.annotations.insert(layout::REF_NAME.to_owned(), name.familiar());
             entry
         };
         names.iter().map(under).collect()
     }
-}
-
-/// Whether an entry of a layout gives way to one of the same name: for the same platform, or for one that it does not say.
-fn is_replaced(old: &Descriptor, new: &Descriptor) -> bool {
-    let is_for_another = old.platform.is_some() && old.platform != new.platform;
-    old.annotations.get(REF_NAME) == new.annotations.get(REF_NAME) && !is_for_another
-}
-
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
-
-/// An `index.json`: not an image index, so several entries may be for one platform.
-fn layout_index(manifests: Vec<Descriptor>) -> Vec<u8> {
-    let index = Index {
-        schema_version: 2,
-        media_type: Some(MediaType::ImageIndex),
-        artifact_type: None,
-        manifests,
-        subject: None,
-        annotations: BTreeMap::new(),
-    };
-    RawManifest::index(&index).bytes().to_vec()
 }
 
 fn append(

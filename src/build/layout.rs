@@ -1,15 +1,87 @@
-//! Base images from OCI image layouts (image-spec, `image-layout.md`).
+//! Images in OCI image layouts, from there and to there (image-spec, `image-layout.md`).
 
-use std::io::Read as _;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::build::error::EngineError;
 use crate::build::image::with_default_tag;
-use crate::oci::{Descriptor, Digest, MAX_MANIFEST_BYTES, Platform, RawManifest, Reference};
+use crate::oci::{
+    Descriptor, Digest, Index, MAX_MANIFEST_BYTES, MediaType, Platform, RawManifest, Reference,
+};
 
 /// A name, or as most tools write it the tag alone.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The whole name, beside a tag alone: containerd's, BuildKit's and ours.
 const IMAGE_NAME: &str = "io.containerd.image.name";
+
+/// What makes a directory a layout.
+pub(crate) const MARKER: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
+
+/// Adds blobs and entries to a layout, which is made if it is not there. Each file is written whole or not at all.
+pub(crate) fn add(
+    directory: &Path,
+    blobs: &[(Digest, PathBuf)],
+    documents: &[&[u8]],
+    new: Vec<Descriptor>,
+) -> Result<(), EngineError> {
+    let sha256 = directory.join("blobs/sha256");
+    let error = |path: &Path| EngineError::io(format!("write `{}`", path.display()));
+    fs::create_dir_all(&sha256).map_err(error(&sha256))?;
+    for (digest, from) in blobs {
+        let to = blob_path(directory, digest);
+        if !to.exists() {
+            File::open(from).and_then(|mut from| write(&to, &mut from)).map_err(error(&to))?;
+        }
+    }
+    for mut bytes in documents.iter().copied() {
+        let to = blob_path(directory, &Digest::of(bytes));
+        write(&to, &mut bytes).map_err(error(&to))?;
+    }
+    let index_path = directory.join("index.json");
+    let mut entries = match fs::read(&index_path) {
+        Ok(bytes) => RawManifest::parse(bytes, None)
+            .ok()
+            .and_then(|index| index.as_index().map(|index| index.manifests.clone()))
+            .unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    for entry in new {
+        entries.retain(|old| !is_replaced(old, &entry));
+        entries.push(entry);
+    }
+    write(&index_path, &mut &index(entries)[..]).map_err(error(&index_path))?;
+    let marker = directory.join("oci-layout");
+    write(&marker, &mut MARKER.as_bytes()).map_err(error(&marker))
+}
+
+fn write(to: &Path, from: &mut dyn io::Read) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(to.parent().unwrap_or(Path::new(".")))?;
+    io::copy(from, &mut file)?;
+    file.as_file().set_permissions(PermissionsExt::from_mode(0o644))?;
+    file.persist(to).map(drop).map_err(|error| error.error)
+}
+
+/// Whether an entry gives way to one of the same name: for the same platform, or for one that it does not say.
+fn is_replaced(old: &Descriptor, new: &Descriptor) -> bool {
+    let is_for_another = old.platform.is_some() && old.platform != new.platform;
+    old.annotations.get(REF_NAME) == new.annotations.get(REF_NAME) && !is_for_another
+}
+
+/// An `index.json`: not an image index, so several entries may be for one platform.
+pub(crate) fn index(manifests: Vec<Descriptor>) -> Vec<u8> {
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(MediaType::ImageIndex),
+        artifact_type: None,
+        manifests,
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    RawManifest::index(&index).bytes().to_vec()
+}
 
 /// Where a blob of a layout is.
 pub(crate) fn blob_path(directory: &Path, digest: &Digest) -> PathBuf {
@@ -104,7 +176,7 @@ fn parse(bytes: Vec<u8>) -> Result<RawManifest, String> {
 
 fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
+    File::open(path)
         .and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes))
         .map_err(|error| format!("`{}`: {error}", path.display()))?;
     if bytes.len() as u64 > max_bytes {
@@ -116,7 +188,6 @@ fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::MediaType;
 
     fn entry(content: &str, annotations: &[(&str, &str)]) -> Descriptor {
         let mut entry = Descriptor::of(MediaType::ImageManifest, content.as_bytes());

@@ -43,6 +43,7 @@ mod steps;
 mod ticket;
 mod trees;
 mod user;
+mod warm;
 pub mod worker;
 
 pub use check::{CheckReport, check};
@@ -69,6 +70,7 @@ pub use source::{PushedSource, SourceOptions, push_source};
 pub use ticket::{NO_RECEIVER_STATUS, TicketError, exchange_ticket};
 pub use trees::{LocalImage, local_image};
 pub use user::ImageUser;
+pub use warm::{WarmOptions, Warmed, warm};
 
 /// In a build's directory: locked while its engine lives, and holds its process id.
 pub const LOCK_FILE: &str = "lock";

@@ -40,6 +40,8 @@ pub struct CacheRepository {
     pub copies: bool,
     /// Whether layers of RUN are kept there.
     pub runs: bool,
+    /// Whether nothing is left there.
+    pub is_read_only: bool,
 }
 
 /// What the cache has for a step.
@@ -83,6 +85,11 @@ impl RemoteCache {
     /// For what platform its steps are.
     pub(crate) const fn platform(&self) -> &Platform {
         &self.platform
+    }
+
+    /// Whether nothing is left there.
+    pub(crate) const fn is_read_only(&self) -> bool {
+        self.place.is_read_only
     }
 
     /// Fetches what was found.
@@ -140,7 +147,7 @@ impl RemoteCache {
 
     /// Leaves a step there, in the background, that was run `at` a time, is known here and may not be known there.
     pub(crate) fn share(&self, store: &LayerStore, key: &Digest, layer: Option<Compressed>, at: Timestamp) {
-        if self.is_marked(store, key, Timestamp::now()) {
+        if self.place.is_read_only || self.is_marked(store, key, Timestamp::now()) {
             return;
         }
         let (this, store, key) = (self.clone(), store.clone(), *key);
@@ -204,6 +211,9 @@ impl RemoteCache {
         layer: Option<(&Compressed, BlobSource)>,
         at: Timestamp,
     ) -> Result<(), ClientError> {
+        if self.place.is_read_only {
+            return Ok(());
+        }
         let repository = &self.place.repository;
         let (layer, blob) = layer.unzip();
         if let Some(blob) = blob {
@@ -322,6 +332,7 @@ mod tests {
             max_age: WEEK,
             copies: true,
             runs: true,
+            is_read_only: false,
         };
         let client = Client::new(crate::registry::client::ClientConfig::default());
         let cache = RemoteCache::new(client, place, Platform::native(), Arc::new(|_| {}));

@@ -55,7 +55,7 @@ async fn local(
     platform: &Platform,
 ) -> Result<LocalImage, EngineError> {
     let (store, map) = open_store(layers, ids)?;
-    let bases = Bases { client, mirrors: Mirrors::default(), store: store.clone() };
+    let bases = Bases { client, mirrors: Mirrors::default(), warmed: None, store: store.clone() };
     let image = bases.resolve(&reference.to_string(), platform).await?;
     let (network, limits) = (NetworkMode::None, BuildLimits::default());
     let (layers, isolation) = (layers.to_owned(), Isolation::Userns);

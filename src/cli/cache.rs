@@ -1,5 +1,7 @@
 //! `hephy cache`: the layers that builds and apps share on this machine.
 
+mod warm;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,6 +27,15 @@ pub(super) struct CacheArguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Fetch base images into a directory, for `hephy build --cache-dir`
+    Warm(Box<warm::WarmArguments>),
+    #[command(flatten)]
+    Layers(LayersAction),
+}
+
+/// What is done with the layers of this machine.
+#[derive(Debug, Subcommand)]
+enum LayersAction {
     /// How much there is
     Show {
         /// For people or for programs
@@ -55,13 +66,17 @@ enum Format {
 }
 
 pub(super) fn run(arguments: &CacheArguments) -> ExitCode {
-    let Some(data) = arguments.data.clone().or_else(default_data) else {
-        problem(
-            "neither `--data`, XDG_DATA_HOME nor HOME says where the layers are: give `--data DIRECTORY`",
-        );
-        return ExitCode::from(2);
+    let acted = match (&arguments.action, arguments.data.clone().or_else(default_data)) {
+        (Action::Warm(arguments), _) => warm::run(arguments),
+        (Action::Layers(action), Some(data)) => act(&data, action),
+        (Action::Layers(_), None) => {
+            problem(
+                "neither `--data`, XDG_DATA_HOME nor HOME says where the layers are: give `--data DIRECTORY`",
+            );
+            return ExitCode::from(2);
+        }
     };
-    match act(&data, &arguments.action) {
+    match acted {
         Ok(text) => {
             line(&text);
             ExitCode::SUCCESS
@@ -73,14 +88,14 @@ pub(super) fn run(arguments: &CacheArguments) -> ExitCode {
     }
 }
 
-fn act(data: &Path, action: &Action) -> Result<String, String> {
+fn act(data: &Path, action: &LayersAction) -> Result<String, String> {
     let layers = layers_directory(data);
     if !layers.is_dir() {
         return Err(format!("nothing was built yet: there is no `{}`", layers.display()));
     }
     let ids = IdMap::choose(&data.join("idmap.json")).map_err(|error| chain(&error))?;
     match action {
-        Action::Show { format } => {
+        LayersAction::Show { format } => {
             let stored = open_layer_store(&layers, &ids).and_then(|store| store.stored());
             let stored = stored.map_err(|error| chain(&error))?;
             Ok(match format {
@@ -88,7 +103,7 @@ fn act(data: &Path, action: &Action) -> Result<String, String> {
                 Format::Text => show(&stored),
             })
         }
-        Action::Prune { keep_size, keep_for, mounts, format } => {
+        LayersAction::Prune { keep_size, keep_for, mounts, format } => {
             let policy = PrunePolicy { mounts: *mounts, ..policy(*keep_size, *keep_for) };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;

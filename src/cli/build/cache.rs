@@ -13,6 +13,9 @@ pub struct CacheArguments {
     /// Look for steps in a registry too, and leave there what is run [default repository: DESTINATION/cache]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub cache: Option<bool>,
+    /// Look for steps in `--cache-repo`, and leave none there
+    #[arg(long)]
+    pub no_push_cache: bool,
     /// The repository of `--cache`, as in HOST/TEAM/cache
     #[arg(long, value_name = "REPOSITORY")]
     pub cache_repo: Option<Repository>,
@@ -57,6 +60,7 @@ impl CacheArguments {
             max_age: self.cache_ttl,
             copies: self.cache_copy_layers,
             runs: self.cache_run_layers,
+            is_read_only: self.no_push_cache,
         }))
     }
 }
@@ -91,11 +95,14 @@ mod tests {
         cache: CacheArguments,
     }
 
-    fn repository(arguments: &[&str]) -> Option<String> {
+    fn found(arguments: &[&str]) -> Option<CacheRepository> {
         let line = Line::try_parse_from(std::iter::once("x").chain(arguments.iter().copied())).unwrap();
         let destination = "registry.example/team/app:1".parse().unwrap();
-        let found = line.cache.repository(&[destination], "arm64").unwrap();
-        found.map(|cache| cache.repository.to_string())
+        line.cache.repository(&[destination], "arm64").unwrap()
+    }
+
+    fn repository(arguments: &[&str]) -> Option<String> {
+        found(arguments).map(|cache| cache.repository.to_string())
     }
 
     #[test]
@@ -106,5 +113,7 @@ mod tests {
         assert_eq!(repository(&["--cache=false", "--cache-repo", "a.example/c"]), None);
         let suffixed = ["--cache-repo", "a.example/c", "--arch-cache-repo-suffix=-{arch}"];
         assert_eq!(repository(&suffixed).unwrap(), "a.example/c-arm64");
+        assert!(!found(&["--cache"]).unwrap().is_read_only);
+        assert!(found(&["--cache", "--no-push-cache"]).unwrap().is_read_only);
     }
 }

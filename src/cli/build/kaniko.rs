@@ -31,6 +31,19 @@ pub struct KanikoArguments {
     #[arg(long)]
     pub log_timestamp: bool,
 
+    /// Take it for success if a registry lets no tag be moved, and the tag is another image's
+    #[arg(long)]
+    pub push_ignore_immutable_tag_errors: bool,
+    /// A directory with layers of base images, which are not fetched then, as `hephy cache warm` fills it
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// `--data`, where that is not given
+    #[arg(long, hide = true, env = "KANIKO_DIR")]
+    pub kaniko_dir: Option<PathBuf>,
+    /// Taken: what is fetched is fetched again until it is whole, and unpacking it again changes nothing
+    #[arg(long, hide = true)]
+    pub image_fs_extract_retry: Option<u32>,
     /// How changes are found: always exactly
     #[arg(long, hide = true, value_parser = ["full", "redo", "time"])]
     pub snapshot_mode: Option<String>,

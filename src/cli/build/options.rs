@@ -302,8 +302,10 @@ fn options_at(arguments: &BuildArguments, here: &Here) -> Result<BuildOptions, R
         build_args,
         labels: arguments.labels(),
         destinations,
+        ignore_immutable_tags: arguments.kaniko.push_ignore_immutable_tag_errors,
         names: arguments.destination.iter().cloned().map(with_default_tag).collect(),
         mirrors: mirrors(arguments)?,
+        warmed: arguments.kaniko.cache_dir.clone(),
         layers: layers_directory(&here.data),
         rung: here.rung.clone(),
         epoch,
@@ -384,10 +386,7 @@ pub(super) fn data_directory(arguments: &BuildArguments) -> Result<PathBuf, Stri
             .or_else(|| Some(var("HOME")?.join(".local/share")))
             .map(|base| base.join("hephy"))
     };
-    let data = arguments
-        .data
-        .clone()
-        .or_else(from_environment)
-        .ok_or("give `--data DIRECTORY`: there is no HOME")?;
+    let given = arguments.data.clone().or_else(|| arguments.kaniko.kaniko_dir.clone());
+    let data = given.or_else(from_environment).ok_or("give `--data DIRECTORY`: there is no HOME")?;
     std::path::absolute(&data).map_err(|error| format!("`{}`: {error}", data.display()))
 }

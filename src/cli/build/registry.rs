@@ -119,7 +119,7 @@ impl<const FILES: usize> FromStr for HostFiles<FILES> {
 
 impl RegistryArguments {
     /// Where base images are looked for.
-    pub(super) fn mirrors(&self) -> Result<Mirrors, String> {
+    pub(in crate::cli) fn mirrors(&self) -> Result<Mirrors, String> {
         let mut places = self.mirror.clone();
         if places.is_empty()
             && let Ok(text) = std::env::var("KANIKO_REGISTRY_MIRROR")
@@ -133,7 +133,7 @@ impl RegistryArguments {
     }
 
     /// Reads the credentials that come on standard input, once.
-    pub(super) fn read_docker_config(&mut self) -> Result<(), String> {
+    pub(in crate::cli) fn read_docker_config(&mut self) -> Result<(), String> {
         if !self.docker_config_stdin || self.docker_config.is_some() {
             return Ok(());
         }
@@ -145,7 +145,7 @@ impl RegistryArguments {
     }
 
     /// A client that reaches registries as these flags say, to push to these places.
-    pub(super) fn client(
+    pub(in crate::cli) fn client(
         &self,
         destinations: &[Reference],
         cache: Option<&CacheRepository>,

@@ -237,6 +237,13 @@ impl ClientError {
         matches!(self, Self::NotFound { .. })
     }
 
+    /// Whether the registry lets no tag be moved (each has its own words for it, and one in common).
+    #[must_use]
+    pub fn is_immutable_tag(&self) -> bool {
+        matches!(self, Self::Status { status, message, .. }
+            if status.is_client_error() && message.to_ascii_lowercase().contains("immutab"))
+    }
+
     /// Whether the registry wants (other) credentials.
     #[must_use]
     pub const fn is_denied(&self) -> bool {

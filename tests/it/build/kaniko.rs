@@ -3,9 +3,10 @@
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use hephy::oci::RawManifest;
+use hephy::oci::{Digest, Platform, RawManifest};
 
 use super::{Place, base};
+use crate::registry::faulty::{Faulty, answer};
 
 fn executor(place: &Place, flags: &[&str]) -> std::process::Output {
     let program = place.path("executor");
@@ -75,4 +76,94 @@ fn a_flag_that_cannot_be_done_says_why() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && said.contains(why), "{flag}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_cannot_be_moved_is_an_error_unless_it_is_to_be_none() {
+    let refusal = r#"{"errors":[{"code":"TAG_INVALID","message":"the tag `1` cannot be overwritten because the tag is immutable"}]}"#;
+    let registry =
+        Faulty::start(move |_, asked| match (asked.method.as_str(), asked.path.contains("/manifests/")) {
+            ("HEAD", false) => answer(200, &[], ""),
+            ("PUT", true) => answer(400, &[], refusal),
+            _ => answer(404, &[], ""),
+        })
+        .await;
+    let place = Place::new();
+    place.file("Dockerfile", "FROM scratch\nCOPY a /a\n").file("a", "a");
+    let to = format!("--destination={}/app:1", registry.address);
+    let run = |flags: &[&str]| tokio::task::block_in_place(|| executor(&place, flags));
+    let output = run(&[&to]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("immutable"), "{said}");
+    let output = run(&[&to, "--push-ignore-immutable-tag-errors=true"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("app:1 stays as it is"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_is_not_pushed_to_is_read_alone() {
+    let registry = Faulty::start(|_, _| answer(404, &[], "")).await;
+    let place = Place::new();
+    place.file("Dockerfile", "FROM scratch\nCOPY a /a\n").file("a", "a");
+    let cache = format!("--cache-repo={}/cache", registry.address);
+    let run = |flags: &[&str]| tokio::task::block_in_place(|| executor(&place, flags));
+    for _ in 0..2 {
+        let output = run(&["--no-push", "--no-push-cache", &cache]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let methods = registry.methods();
+    assert!(methods.contains("GET") && !methods.contains("PO") && !methods.contains("PU"), "{methods}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_a_warmed_base_are_not_fetched() {
+    let place = Place::new();
+    let bases = place.path("bases");
+    let cache_dir = format!("--cache-dir={}", bases.display());
+    let mut command = Command::new(crate::ordinary_user::executable());
+    command.args(["cache", "warm", "--image=busybox:1", &cache_dir]);
+    command.arg(format!("--mirror=oci:{}", base::layout().display()));
+    let warmed = tokio::task::block_in_place(|| command.output().unwrap());
+    assert!(warmed.status.success(), "{warmed:?}");
+    let index = RawManifest::parse(std::fs::read(bases.join("index.json")).unwrap(), None).unwrap();
+    let entry = index.as_index().unwrap().manifests[0].clone();
+    assert_eq!(entry.platform, Some(Platform::native()));
+    assert_eq!(
+        String::from_utf8(warmed.stdout).unwrap(),
+        format!("busybox:1 {} {}\n", Platform::native(), entry.digest)
+    );
+    let files = |name: &str| std::fs::read_dir(bases.join(name)).unwrap().count();
+    assert_eq!((files("."), files("blobs/sha256")), (3, 3));
+
+    // A registry that has the image, and lets nobody have its layers.
+    let blob = |digest: &Digest| bases.join("blobs/sha256").join(digest.hex());
+    let manifest = std::fs::read(blob(&entry.digest)).unwrap();
+    let image = RawManifest::parse(manifest.clone(), None).unwrap().as_image().unwrap().clone();
+    let config = (image.config.digest.to_string(), std::fs::read(blob(&image.config.digest)).unwrap());
+    let registry = Faulty::start(move |_, asked| match &asked.path {
+        path if path.contains("/manifests/") => {
+            answer(200, &[("content-type", "application/vnd.oci.image.manifest.v1+json")], manifest.clone())
+        }
+        path if path.ends_with(&config.0) => answer(200, &[], config.1.clone()),
+        _ => answer(404, &[], ""),
+    })
+    .await;
+    place.file("Dockerfile", format!("FROM {}/library/busybox:1\nENV A=1\n", registry.address));
+    let build = |flags: &[&str]| {
+        let mut command = Command::new(crate::ordinary_user::executable());
+        command.arg("build").arg(format!("--context=dir://{}", place.path("context").display()));
+        command.args(["--no-push", "--image-fs-extract-retry=3"]).args(flags).env_remove("HEPHY_DATA");
+        command.arg(format!("--kaniko-dir={}", place.path("kaniko").display()));
+        command.arg(format!("--oci-layout-path={}", place.path("layout").display()));
+        tokio::task::block_in_place(|| command.output().unwrap())
+    };
+    assert!(!build(&[]).status.success());
+    let layer = blob(&image.layers[0].digest);
+    let content = std::fs::read(&layer).unwrap();
+    std::fs::write(&layer, vec![0; content.len()]).unwrap();
+    assert!(!build(&[&cache_dir]).status.success(), "a layer that somebody has changed");
+    std::fs::write(&layer, content).unwrap();
+    let built = build(&[&cache_dir]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    assert!(place.path("kaniko/layers").is_dir());
 }

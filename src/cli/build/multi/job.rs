@@ -46,7 +46,7 @@ pub(super) fn refuse_what_stays_here(arguments: &BuildArguments) -> Result<(), S
         data: _,
         progress: _,
         explain: _,
-        kaniko: _,
+        kaniko,
         step_cache: _,
         reproducible: _,
         // Limits of the pod.
@@ -70,6 +70,7 @@ pub(super) fn refuse_what_stays_here(arguments: &BuildArguments) -> Result<(), S
         (!mounts.allow.is_empty(), "--allow", here),
         (mounts.ca_bundle.is_some(), "--ca-bundle", trust),
         (!build_context.is_empty(), "--build-context", here),
+        (kaniko.cache_dir.is_some(), "--cache-dir", here),
         (tar_path.is_some(), "--tar-path", here),
         (oci_layout_path.is_some(), "--oci-layout-path", here),
         (*no_push, "--no-push", here),
@@ -141,6 +142,7 @@ pub(super) fn flags(
     let cache::CacheArguments {
         // Said below, as one repository.
         cache: _,
+        no_push_cache,
         cache_repo: _,
         arch_cache_repo_suffix: _,
         cache_ttl,
@@ -150,6 +152,7 @@ pub(super) fn flags(
     if let Some(cache) = arguments.step_cache.repository(&request.destinations, platform.architecture())? {
         flags.value("cache", Some(true));
         flags.value("cache-repo", Some(cache.repository));
+        flags.switch("no-push-cache", *no_push_cache);
         flags.value("cache-ttl", Some(format!("{}s", cache_ttl.as_secs())));
         flags.value("cache-copy-layers", Some(cache_copy_layers));
         flags.value("cache-run-layers", Some(cache_run_layers));
@@ -183,6 +186,12 @@ fn of_kaniko(flags: &mut Flags, arguments: &BuildArguments) -> Result<(), String
         image_name_tag_with_digest_file: _,
         log_timestamp: _,
         log_format: _,
+        push_ignore_immutable_tag_errors,
+        // Refused: a directory of this machine.
+        cache_dir: _,
+        // Where the context is fetched to, and nothing.
+        kaniko_dir: _,
+        image_fs_extract_retry: _,
         // They change nothing, here or there.
         snapshot_mode: _,
         use_new_run: _,
@@ -199,6 +208,7 @@ fn of_kaniko(flags: &mut Flags, arguments: &BuildArguments) -> Result<(), String
         ignore_path: _,
         ignore_var_run: _,
     } = &arguments.kaniko;
+    flags.switch("push-ignore-immutable-tag-errors", *push_ignore_immutable_tag_errors);
     // Here rather than in the pod.
     arguments.kaniko.annotations()?;
     flags.values("annotation", annotation);
@@ -281,6 +291,7 @@ mod tests {
             "--insecure",
             "--push-retry=9",
             "--explain",
+            "--push-ignore-immutable-tag-errors",
             "--reproducible",
             "--annotation=a=b",
             "--image-format=docker",
@@ -327,6 +338,7 @@ mod tests {
             "--mirror=oci:/bases",
             "--build-context=a=/a",
             "--tar-path=/x",
+            "--cache-dir=/x",
             "--progress=json",
             "--log-format=json",
         ] {
