@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::thread::CapabilitySet;
 
 use super::error::Doing;
@@ -146,6 +147,12 @@ pub fn probe_main(argument: Option<&str>) -> ExitCode {
 }
 
 fn probe(here: bool) -> Result<(), SandboxError> {
+    // qemu has none, and every mount of a step is placed by it.
+    let (flags, resolve) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT);
+    drop(
+        rustix::fs::openat2(rustix::fs::CWD, "/", flags, Mode::empty(), resolve)
+            .doing(|| "resolve a path in a root".to_owned())?,
+    );
     if !here {
         nix::sched::unshare(CloneFlags::CLONE_NEWUSER).doing(|| "make a user namespace".to_owned())?;
     }

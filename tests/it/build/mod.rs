@@ -24,7 +24,7 @@ mod secrets;
 mod several;
 mod stages;
 mod trust;
-mod web;
+pub(crate) mod web;
 
 use std::fs;
 use std::path::{Path, PathBuf};

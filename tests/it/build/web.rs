@@ -31,7 +31,7 @@ struct Shared {
     repositories: PathBuf,
 }
 
-/// A server on a port of loopback; it ends with this value.
+/// A server on a port of this machine; it ends with this value.
 pub(crate) struct Web {
     pub(crate) base: String,
     shared: Arc<Shared>,
@@ -45,13 +45,22 @@ impl Web {
     }
 
     pub(crate) fn with_password(password: Option<&str>) -> Self {
+        Self::start("127.0.0.1", password)
+    }
+
+    /// One that others reach at `host`.
+    pub(crate) fn at(host: &str) -> Self {
+        Self::start(host, None)
+    }
+
+    fn start(host: &str, password: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let repositories = directory.path().to_owned();
         let shared =
             Arc::new(Shared { password: password.map(ToOwned::to_owned), repositories, ..Shared::default() });
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind((host, 0))).unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::clone(&shared);
         let answer = move |request: Request| {

@@ -128,11 +128,11 @@ fn with_values(verb: &str, words: &[&str], values: &[&str]) -> Ran {
     helm(&all)
 }
 
-fn template(namespace: &str, values: &[&str]) -> Ran {
+pub(super) fn template(namespace: &str, values: &[&str]) -> Ran {
     with_values("template", &["hephy", "-n", namespace, "--kube-version", "1.33"], values)
 }
 
-fn documents(rendered: &str) -> Vec<Value> {
+pub(super) fn documents(rendered: &str) -> Vec<Value> {
     let all: Vec<Value> = serde_saphyr::from_multiple(rendered).unwrap();
     all.into_iter().filter(|document| !document.is_null()).collect()
 }

@@ -11,30 +11,56 @@ use tempfile::TempDir;
 use super::{Setting, chart, helm, kubectl};
 use crate::machine::{PATIENCE, Ran, eventually, make_key};
 
-/// The chart's defaults.
-const SSH: (&str, &str) = ("10.88.0.1", "30022");
-const SSH_ADDRESS: &str = "10.88.0.1:30022";
-const ROUTER: &str = "10.88.0.1:30080";
+/// The chart's default.
+const SSH_PORT: u16 = 30022;
+const ROUTER_PORT: u16 = 30080;
 const RELEASE: &str = "hephy";
 
 /// An installation in the namespace `hephy`; one at a time on a cluster.
 pub(crate) struct Installation {
     directory: TempDir,
     release: &'static str,
-    router: &'static str,
+    node: String,
+    way: Way,
+}
+
+/// How it is installed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With the registry that the tests have, over whatever is there.
+    Usual,
+    /// As the README says, with hephy's own registry.
+    Documented,
 }
 
 impl Installation {
     /// `helm upgrade --install` with more values, until it is ready, on a cluster where nothing of hephy is left.
     pub(crate) fn install(values: &[&str]) -> Self {
+        let installation = Self::prepare(Way::Usual);
+        installation.upgrade(values).succeeded();
+        installation
+    }
+
+    /// The installation of the README, where not even the kinds of hephy's records are left.
+    pub(crate) fn install_as_documented() -> Self {
+        let installation = Self::prepare(Way::Documented);
+        let kinds = ["apps", "builds", "releases", "users"].map(|kind| format!("{kind}.hephy.dev"));
+        let kinds = kinds.each_ref().map(String::as_str);
+        kubectl(&[&["delete", "crd", "--ignore-not-found"], &kinds[..]].concat()).succeeded();
+        let claim = ["delete", "pvc", "hephy-data", "-n", "hephy", "--ignore-not-found", "--timeout=60s"];
+        kubectl(&claim).succeeded();
+        installation.upgrade(&[]).succeeded();
+        installation
+    }
+
+    fn prepare(way: Way) -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-cluster-").tempdir().unwrap();
-        let installation = Self { directory, release: RELEASE, router: ROUTER };
+        let installation = Self { directory, release: RELEASE, node: Setting::read().node, way };
         make_key(&installation.path().join("id_ed25519"), "ada@test");
         drop(helm(&["uninstall", installation.release, "-n", "hephy", "--ignore-not-found", "--wait"]));
         let left =
             ["delete", "namespace", "hephy-builds", "hephy-apps", "--ignore-not-found", "--timeout=120s"];
         kubectl(&left).succeeded();
-        installation.upgrade(values).succeeded();
         installation
     }
 
@@ -44,41 +70,25 @@ impl Installation {
         let (repository, tag) = setting.image.rsplit_once(':').unwrap();
         let key = self.path().join("id_ed25519.pub");
         let chart = chart();
-        let registry = format!("registry.url={}", setting.registry);
-        let (image, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
+        let mut words =
+            ["upgrade", "--install", self.release, chart.to_str().unwrap(), "-n", "hephy"].to_vec();
+        words.extend(["--create-namespace", "--wait", "--timeout", "180s", "--set-file"]);
         let keys = format!("adminKeys={}", key.display());
-        let mut words = vec![
-            "upgrade",
-            "--install",
-            self.release,
-            chart.to_str().unwrap(),
-            "-n",
-            "hephy",
-            "--create-namespace",
-            "--take-ownership",
-            "--wait",
-            "--timeout",
-            "180s",
-            "--set-file",
-            &keys,
-            "--set",
-            &image,
-            "--set",
-            &tag,
-            "--set",
-            "image.pullPolicy=Always",
-            "--set",
-            &registry,
-            "--set",
-            "registry.insecure=true",
-        ];
+        let (image, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
+        words.extend([&keys, "--set", &image, "--set", &tag, "--set", "image.pullPolicy=Always"]);
+        let registry = format!("registry.url={}", setting.registry);
+        if self.way == Way::Usual {
+            words.extend(["--take-ownership", "--set", &registry, "--set", "registry.insecure=true"]);
+        }
         for value in values {
             words.extend(["--set", value]);
         }
         let ran = helm(&words);
         if ran.ok {
             // Ready is what the pods are; each node's proxy learns of it a moment later.
-            eventually("the node port leads to a server", || TcpStream::connect(SSH_ADDRESS).is_ok());
+            eventually("the node port leads to a server", || {
+                TcpStream::connect((self.node.as_str(), SSH_PORT)).is_ok()
+            });
         }
         ran
     }
@@ -104,7 +114,8 @@ impl Installation {
             make_key(&path, key);
         }
         let mut command = Command::new("sh");
-        let line = format!("{} -p {} hephy@{} -- {words}", self.ssh_command_with(&path), SSH.1, SSH.0);
+        let ssh = self.ssh_command_with(&path);
+        let line = format!("{ssh} -p {SSH_PORT} hephy@{} -- {words}", self.node);
         Ran::of(command.arg("-c").arg(line).stdin(Stdio::null()).output().unwrap())
     }
 
@@ -126,7 +137,7 @@ impl Installation {
         fs::create_dir_all(&path).unwrap();
         let repository = Repository { installation: self, path };
         repository.git(&["init", "-q", "-b", "main"]).succeeded();
-        let remote = format!("ssh://hephy@{}:{}/{app}.git", SSH.0, SSH.1);
+        let remote = format!("ssh://hephy@{}:{SSH_PORT}/{app}.git", self.node);
         repository.git(&["remote", "add", "deis", &remote]).succeeded();
         repository.commit(files);
         repository
@@ -140,7 +151,7 @@ impl Installation {
 
     /// Asks an app for `path` through hephy's router: status and body. `Err`: no answer.
     pub(crate) fn get(&self, app: &str, path: &str) -> std::io::Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.router)?;
+        let mut stream = TcpStream::connect((self.node.as_str(), ROUTER_PORT))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {app}.hephy.local\r\nConnection: close\r\n\r\n")?;
         let mut answer = Vec::new();

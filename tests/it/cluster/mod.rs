@@ -1,8 +1,11 @@
 //! On a real cluster of two architectures: `scripts/test-cluster` starts it and runs what is ignored otherwise.
 
 mod chart;
+mod defaults;
 mod driver;
+mod image;
 mod installation;
+mod rights;
 mod router;
 mod runtime;
 mod store;
@@ -18,6 +21,8 @@ use crate::machine::Ran;
 pub(crate) struct Setting {
     /// The registry that host, pods and nodes reach, over plain HTTP.
     pub(crate) registry: String,
+    /// The address that node ports are reached at.
+    pub(crate) node: String,
     /// hephy's own image there.
     pub(crate) image: String,
 }
@@ -29,8 +34,9 @@ impl Setting {
         };
         assert!(std::env::var_os("KUBECONFIG").is_some(), "KUBECONFIG is not set: run scripts/test-cluster");
         let registry = variable("HEPHY_TEST_REGISTRY", "10.88.0.1:5000");
+        let node = variable("HEPHY_TEST_NODE", "10.88.0.1");
         let image = variable("HEPHY_TEST_IMAGE", &format!("{registry}/hephy:dev"));
-        Self { registry, image }
+        Self { registry, node, image }
     }
 }
 

@@ -5,17 +5,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::api::PostParams;
-use kube::config::Kubeconfig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use super::rights;
 use super::runtime::{Namespaced, eventually};
 use crate::registry::tls::certificate;
 use crate::runtime_conformance::{Place as _, SERVE};
@@ -31,7 +26,8 @@ impl Router {
     async fn start(place: &Namespaced) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let kubeconfig = directory.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, kubeconfig_of_reader(place).await).unwrap();
+        let rights = rights::kubeconfig(&place.cluster, &place.namespace, &["hephy-router"], &[]).await;
+        std::fs::write(&kubeconfig, rights).unwrap();
         let files = certificate("server");
         let mut process = Command::new(crate::ordinary_user::executable())
             .args(["router", "--domain=apps.test", "--linger=2s", "--kubeconfig"])
@@ -67,37 +63,6 @@ impl Router {
         let response = request.send().await?;
         Ok((response.status(), response.text().await?))
     }
-}
-
-/// A kubeconfig for a service account that may do what the chart allows the router.
-async fn kubeconfig_of_reader(place: &Namespaced) -> String {
-    let named = json!({"name": "router"});
-    let account: ServiceAccount = serde_json::from_value(json!({"metadata": named})).unwrap();
-    let verbs = json!(["get", "list", "watch"]);
-    let role: Role = serde_json::from_value(json!({"metadata": named, "rules": [
-        {"apiGroups": [""], "resources": ["services"], "verbs": verbs},
-        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": verbs},
-    ]}))
-    .unwrap();
-    let binding: RoleBinding = serde_json::from_value(json!({"metadata": named,
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "router"},
-        "subjects": [{"kind": "ServiceAccount", "name": "router"}]}))
-    .unwrap();
-    let params = PostParams::default();
-    let accounts = place.api::<ServiceAccount>();
-    accounts.create(&params, &account).await.unwrap();
-    place.api::<Role>().create(&params, &role).await.unwrap();
-    place.api::<RoleBinding>().create(&params, &binding).await.unwrap();
-    let request = TokenRequest::default();
-    let token = accounts.create_token_request("router", &params, &request).await.unwrap();
-    let admin = serde_json::to_value(Kubeconfig::read().unwrap()).unwrap();
-    json!({
-        "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
-        "users": [{"name": "router", "user": {"token": token.status.unwrap().token}}],
-        "contexts": [{"name": "router", "context": {"cluster": "test", "user": "router"}}],
-        "current-context": "router",
-    })
-    .to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,14 +28,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::web_image;
+use super::{Setting, rights, web_image};
 use crate::runtime_conformance::{self as conformance, Place, SERVE};
 
-const REGISTRY: &str = "10.88.0.1:5000";
 const DEADLINE: Duration = Duration::from_mins(3);
 
 pub(super) struct Namespaced {
     pub(super) cluster: Cluster,
+    /// The same with the rights that the chart gives the server there.
+    limited: Cluster,
     pub(super) namespace: String,
     index: PublishedIndex,
     runtime: Arc<dyn Runtime>,
@@ -110,14 +111,17 @@ impl Namespaced {
         let object = serde_json::from_value(object).unwrap();
         namespaces.create(&PostParams::default(), &object).await.unwrap();
         let index = web_image::push(&registry(), &host()).await;
-        let runtime = runtime(&cluster, &namespace, "hephy-0", Exposure::Services).await;
+        // With the one exposure that the suite changes to.
+        let values = ["domain=apps.test", "ingress.enabled=true"];
+        let limited = rights::limited(&cluster, &namespace, &["hephy-apps"], &values).await;
+        let runtime = runtime(&limited, &namespace, "hephy-0", Exposure::Services).await;
         let (address, router) = router(&cluster, &namespace).await;
-        Self { cluster, namespace, index, runtime, servers: 1, address, router }
+        Self { cluster, limited, namespace, index, runtime, servers: 1, address, router }
     }
 
     /// The runtime of one more server.
     async fn server(&self, exposure: Exposure) -> Arc<dyn Runtime> {
-        runtime(&self.cluster, &self.namespace, &format!("hephy-{}", self.servers), exposure).await
+        runtime(&self.limited, &self.namespace, &format!("hephy-{}", self.servers), exposure).await
     }
 
     pub(super) fn api<K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(
@@ -165,7 +169,7 @@ impl Drop for Namespaced {
 }
 
 fn host() -> Host {
-    REGISTRY.parse().unwrap()
+    Setting::read().registry.parse().unwrap()
 }
 
 fn registry() -> RegistryClient {
@@ -390,8 +394,9 @@ async fn what_keeps_a_version_from_running_is_named_and_the_one_before_serves_on
     let mut missing = place.version(2, &[("web", SERVE, 1)]);
     missing.release.index.digest = Digest::of(b"there is no such image");
     let (error, told) = place.failing_start(&missing).await;
-    assert!(told[0].starts_with("web.1 waits: the image 10.88.0.1:5000/hephy-test/web@sha256:"), "{told:?}");
-    assert!(why(error).starts_with("web.1 cannot run: the image 10.88.0.1:5000/"));
+    let waits = format!("web.1 waits: the image {}/hephy-test/web@sha256:", host());
+    assert!(told[0].starts_with(&waits), "{told:?}");
+    assert!(why(error).starts_with(&format!("web.1 cannot run: the image {}/", host())));
 
     let mut deaf = place.version(3, &[("web", "sleep 1000", 1)]);
     deaf.ready_timeout = Some(Duration::from_secs(8));
@@ -550,14 +555,17 @@ async fn kubelets_get_a_credential_that_was_changed_without_a_restart() {
             "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": config.to_string()}})
     };
     let hosts = ("registry.test".parse().unwrap(), host());
-    let pull = PullSecret::new(&place.cluster, &place.namespace, "hephy-pull", hosts);
-    let (cluster, namespace) = (place.cluster.clone(), place.namespace.clone());
+    let values = ["registry.url=registry.test", "registry.secret=credentials"];
+    // What it may read is in one namespace, and what it may write in another, which here are one.
+    let server = rights::limited(&place.cluster, &place.namespace, &["hephy"], &values).await;
+    let pull = PullSecret::new(&place.limited, &place.namespace, "hephy-pull", hosts);
+    let (cluster, namespace) = (server, place.namespace.clone());
     let mut following = JoinSet::new();
     following.spawn(async move { pull.follow(&cluster, &namespace, "credentials", |_| {}).await });
     for auth in ["YTpi", "YTpj"] {
         let params = PatchParams::apply("test").force();
         secrets.patch("credentials", &params, &Patch::Apply(source(auth))).await.unwrap();
-        let wanted = json!({"auths": {REGISTRY: {"auth": auth}}}).to_string();
+        let wanted = json!({"auths": {host().to_string(): {"auth": auth}}}).to_string();
         eventually("copied", async || {
             let copy = secrets.get_opt("hephy-pull").await.unwrap()?;
             let config = copy.data?.remove(".dockerconfigjson")?;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::installation::Installation;
-use super::kubectl;
+use super::{Setting, kubectl};
 use crate::machine::{Ran, eventually};
 
 #[test]
@@ -13,6 +13,7 @@ use crate::machine::{Ran, eventually};
 fn a_push_is_built_on_both_architectures_and_rolled_out() {
     let hephy = Installation::install(&[]);
     let app = hephy.web("hello", "one\n");
+    let line = format!("curl -H 'Host: hello.hephy.local' http://{}:30080/", Setting::read().node);
     let pushed = app.push().succeeded().says(&[
         "platforms linux/amd64, linux/arm64 (the ready nodes' architectures)",
         "-----> Building on 2 nodes",
@@ -20,7 +21,7 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
         "[arm64]",
         "(2 platforms,",
         "Released v",
-        "curl -H 'Host: hello.hephy.local' http://10.88.0.1:30080/",
+        &line,
     ]);
     drop(pushed);
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "one\n".to_owned()));
