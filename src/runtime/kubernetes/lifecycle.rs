@@ -170,7 +170,7 @@ pub(super) async fn scale(
         let saying = work::say(&shared, app);
         let work = async {
             prepare(&shared, &version, &before).await?;
-            set_counts(&shared, &recipe, &version, &before).await?;
+            set_counts(&shared, &recipe, &version).await?;
             ready::wait(&shared, &recipe, &version, &events).await
         };
         let failed = match cancel.run_until_cancelled(work).await {
@@ -286,12 +286,7 @@ async fn make_current(
 }
 
 /// Sets how many instances run, and brings back what is missing or of another release.
-async fn set_counts(
-    shared: &Shared,
-    recipe: &Recipe<'_>,
-    version: &Version,
-    before: &State,
-) -> Result<(), RuntimeError> {
+async fn set_counts(shared: &Shared, recipe: &Recipe<'_>, version: &Version) -> Result<(), RuntimeError> {
     let (app, release) = (&version.release.app, version.release.number);
     // A higher release is one that was never committed: no other server is at work on it.
     let ceiling = ReleaseNumber(u64::MAX);

@@ -121,7 +121,7 @@ async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
     let (driver, first) = (bench.driver(), request.clone());
     let building = tokio::spawn(async move { driver.build(&first, sender, CancellationToken::new()).await });
     let pods: Api<Pod> = Api::namespaced(bench.cluster.client(), &bench.namespace);
-    let mut begun = 0;
+    let (mut begun, mut first_name) = (0, String::new());
     while let Some(event) = receiver.recv().await {
         if event.lines().iter().any(|line| line.trim() == "begun") {
             begun += 1;
@@ -129,19 +129,22 @@ async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
                 break;
             }
             let found = pods.list(&ListParams::default()).await.unwrap();
-            let name = found.items[0].metadata.name.clone().unwrap();
-            // As with a node that is lost, it leaves no result.
-            pods.delete(&name, &DeleteParams::default().grace_period(0)).await.unwrap();
+            let pod = &found.items[0].metadata;
+            first_name = pod.labels.as_ref().unwrap()["job-name"].clone();
+            let name = pod.name.clone().unwrap();
+            pods.delete(&name, &DeleteParams::default()).await.unwrap();
         }
     }
+    let jobs: Api<k8s_openapi::api::batch::v1::Job> =
+        Api::namespaced(bench.cluster.client(), &bench.namespace);
+    // The Job of an attempt that was lost is deleted, at the latest when it was kept for long enough.
+    jobs.delete(&first_name, &DeleteParams::background()).await.unwrap();
     // The server dies, and another has the build.
     building.abort();
     drop(building.await);
     let (sender, mut receiver) = mpsc::channel(16);
     tokio::spawn(async move { while receiver.recv().await.is_some() {} });
     bench.driver().build(&request, sender, CancellationToken::new()).await.unwrap();
-    let jobs: Api<k8s_openapi::api::batch::v1::Job> =
-        Api::namespaced(bench.cluster.client(), &bench.namespace);
     let names: Vec<_> = jobs.list(&ListParams::default()).await.unwrap().into_iter().collect();
     let names: Vec<_> = names.into_iter().filter_map(|job| job.metadata.name).collect();
     assert!(names.len() == 1 && names[0].ends_with("--2"), "{names:?}");
