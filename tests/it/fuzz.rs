@@ -83,7 +83,9 @@ fn fuzz(target: &str, corpus: &[Vec<u8>], words: &[&[u8]], check: impl Fn(&[u8])
         match outcomes.recv_timeout(LIMIT) {
             Ok(true) => {}
             Ok(false) => panic!("{target}: input {count} of seed {seed} fails: {path}"),
-            Err(_) => panic!("{target}: input {count} of seed {seed} takes more than {LIMIT:?}: {path}"),
+            Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
+                panic!("{target}: input {count} of seed {seed} takes more than {LIMIT:?}: {path}")
+            }
         }
         count += 1;
     }
