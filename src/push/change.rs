@@ -190,10 +190,15 @@ async fn held<T, F: Future<Output = Result<T, ChangeError>> + Send>(
     work: impl FnOnce(Claim) -> F + Send,
 ) -> Result<T, ChangeError> {
     let (claimed, hold) = claim::claim_change(stages, app, by).await?;
+    let lost = async {
+        hold.lost().await;
+        // What was begun is another's to take back.
+        stages.runtime.leave(app);
+    };
     let result = tokio::select! {
         result = work(claimed) => result,
         // Who has the right now frees the app.
-        () = hold.lost() => return Err(ChangeError::Lost),
+        () = lost => return Err(ChangeError::Lost),
     };
     let freed = claim::free(&*stages.store, app, claimed).await;
     hold.release().await;

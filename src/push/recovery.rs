@@ -156,15 +156,18 @@ async fn put_right(stages: Arc<Stages>, name: AppName, claim: Claim, hold: Hold)
         }
         claim::free(&*stages.store, &name, claim).await
     };
-    tokio::select! {
-        done = work => {
-            if let Err(error) = done {
-                tracing::error!(app = %name, error = %Chain(&error), "a change that was left cannot be ended");
-            }
-            hold.release().await;
-        }
-        () = hold.lost() => {}
+    let lost = async {
+        hold.lost().await;
+        stages.runtime.leave(&name);
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = lost => return,
+    };
+    if let Err(error) = done {
+        tracing::error!(app = %name, error = %Chain(&error), "a change that was left cannot be ended");
     }
+    hold.release().await;
 }
 
 /// How a build ended that nobody holds: it was committed, or it was given up.

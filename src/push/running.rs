@@ -83,18 +83,30 @@ impl Pushes {
         self.table().insert(key.clone(), Running { ended: receiver, followers: 0 });
         let this = self.clone();
         self.tasks.spawn(async move {
-            tokio::select! {
-                () = this.drive(build, log) => hold.release().await,
-                // Another server goes on with it, from the value it holds.
-                () = hold.lost() => {
-                    tracing::warn!(app = %key.0, build = %key.1, "a build is left to another server");
-                }
-                () = this.leaving.cancelled() => hold.release().await,
+            let is_ours = tokio::select! {
+                () = this.drive(build, log) => true,
+                is_ours = this.left(&key.0, &hold) => is_ours,
+            };
+            if is_ours {
+                hold.release().await;
+            } else {
+                tracing::warn!(app = %key.0, build = %key.1, "a build is left to another server");
             }
             this.table().remove(&key);
             ended.send_replace(true);
         });
         Ok(())
+    }
+
+    /// Returns once the work on an app is to be left to whoever comes next, from the value that it has; whether the right to it is
+    /// still ours then. The rollout is left as it is: whoever goes on with it would lose what is taken back.
+    async fn left(&self, app: &AppName, hold: &Hold) -> bool {
+        let is_ours = tokio::select! {
+            () = hold.lost() => false,
+            () = self.leaving.cancelled() => true,
+        };
+        self.stages.runtime.leave(app);
+        is_ours
     }
 
     /// Leaves the builds that are at work to whoever comes next, at once: another server, or this one's next start.
