@@ -12,6 +12,7 @@ use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
 use crate::build::layout;
 use crate::build::mirror::{Mirror, Mirrors};
+use crate::build::plan::ImageName;
 use crate::layers::{BlobWriter, LayerStore};
 use crate::oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, RawManifest, Reference, Repository};
 use crate::registry::client::{Client, ClientError, ResolvedImage};
@@ -35,11 +36,17 @@ pub(crate) struct ResolvedBase {
     pub(crate) layers: Vec<Layer>,
 }
 
+/// Finds base images.
+#[derive(Debug, Clone)]
+pub(crate) struct Finder {
+    pub(crate) client: Client,
+    pub(crate) mirrors: Mirrors,
+}
+
 /// Finds base images and fetches their layers.
 #[derive(Clone)]
 pub(crate) struct Bases {
-    pub(crate) client: Client,
-    pub(crate) mirrors: Mirrors,
+    pub(crate) finder: Finder,
     /// A layout whose blobs need not be fetched.
     pub(crate) warmed: Option<PathBuf>,
     pub(crate) store: LayerStore,
@@ -74,7 +81,18 @@ impl Tried {
     }
 }
 
-impl Bases {
+impl Finder {
+    /// Looks up an image as a Dockerfile names it, in a build for `platform`.
+    pub(crate) async fn named(
+        &self,
+        name: &ImageName,
+        platform: &Platform,
+    ) -> Result<ResolvedBase, EngineError> {
+        let own = name.platform.as_deref().map(str::parse::<Platform>).transpose();
+        let own = own.map_err(|error| EngineError::Wrong(error.to_string()))?;
+        self.resolve(&name.reference, own.as_ref().unwrap_or(platform)).await
+    }
+
     /// Looks a base image up, in the mirrors and then in its own registry.
     pub(crate) async fn resolve(&self, name: &str, platform: &Platform) -> Result<ResolvedBase, EngineError> {
         if let Some(place) = name.strip_prefix("oci-layout://") {
@@ -195,7 +213,9 @@ impl Bases {
             }
         }
     }
+}
 
+impl Bases {
     /// The blob of a base layer, in the store when this returns.
     pub(crate) async fn blob(
         &self,
@@ -214,7 +234,7 @@ impl Bases {
         let mut sink = Inline(self.store.blob_writer()?);
         match source {
             BaseSource::Registry(repository) => {
-                self.client.pull_blob(repository, descriptor, &mut sink).await?;
+                self.finder.client.pull_blob(repository, descriptor, &mut sink).await?;
             }
             BaseSource::Layout(directory) => sink = Inline(self.copied(directory, descriptor)?),
         }
@@ -237,12 +257,12 @@ impl Bases {
         reference: &Reference,
         platform: &Platform,
     ) -> Result<WholeImage, EngineError> {
-        let found = self.find(reference, platform).await?;
+        let found = self.finder.find(reference, platform).await?;
         let (manifest, source) = (found.manifest.clone(), found.source.clone());
         // What is no image for the platform is no base of a build for it.
-        self.resolved(&reference.familiar(), found, platform).await?;
+        self.finder.resolved(&reference.familiar(), found, platform).await?;
         let image = manifest.as_image().ok_or(EngineError::Protocol)?;
-        let config = self.config(&source, image).await?;
+        let config = self.finder.config(&source, image).await?;
         let mut layers = Vec::new();
         for descriptor in &image.layers {
             layers.push((descriptor.digest, self.blob(descriptor, &source).await?));

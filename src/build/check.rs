@@ -133,7 +133,7 @@ impl Engine {
         bases.dedup();
         let deadline = Instant::now() + BASE_LIMIT;
         let known = bases.iter().map(|base| {
-            let asked = self.trees.bases.resolve(base, &self.options.platform);
+            let asked = self.trees.bases.finder.resolve(base, &self.options.platform);
             async move {
                 let answer = tokio::time::timeout_at(deadline.into(), asked).await;
                 answer.ok().and_then(Result::ok).map(|found| (base.clone(), found.config.config.env))

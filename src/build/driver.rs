@@ -193,6 +193,13 @@ impl BuildFailure {
         Self::App(StepFailure::new(heading))
     }
 
+    /// What failed and what caused it, on one line.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let causes = self.step().map(|step| step.cause.as_slice()).unwrap_or_default();
+        std::iter::once(self.to_string()).chain(causes.iter().cloned()).collect::<Vec<_>>().join(": ")
+    }
+
     /// What is known of the failing step, unless the build was ended from outside.
     #[must_use]
     pub const fn step(&self) -> Option<&StepFailure> {

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::build::base::{Bases, ResolvedBase};
+use crate::build::base::{Bases, Finder, ResolvedBase};
 use crate::build::capture::Capture;
 use crate::build::context::Context;
 use crate::build::driver::{
@@ -34,9 +34,7 @@ use crate::build::remote_cache::{CacheRepository, RemoteCache};
 use crate::build::result::{BuildResult, Outcome};
 use crate::build::state::StageState;
 use crate::build::trees::{AllTrees, Trees};
-use crate::dockerfile::{
-    self, Dockerfile, GlobalScope, Instruction, Located, PlatformArgs, Stage, parse_trigger,
-};
+use crate::dockerfile::{self, Dockerfile, GlobalScope, Located, PlatformArgs, Stage};
 use crate::layers::Compression;
 use crate::model::{PlatformImage, Step};
 use crate::oci::{ImageConfig, Platform, Reference};
@@ -284,7 +282,8 @@ impl Engine {
         let lease = store.lease()?;
         let (client, mirrors) = (options.client.clone(), options.mirrors.clone());
         let warmed = options.warmed.clone();
-        let bases = Bases { client: client.clone(), mirrors, warmed, store: store.clone() };
+        let finder = Finder { client: client.clone(), mirrors };
+        let bases = Bases { finder, warmed, store: store.clone() };
         let worker_options = WorkerOptions {
             layers: options.layers.clone(),
             isolation: options.rung.isolation,
@@ -390,7 +389,10 @@ impl Engine {
                 error
             })?;
             self.images.extend(wanted.into_iter().map(|(name, _)| name).zip(found));
-            self.add_triggers(plan, global, &mut triggers)?;
+            let on_build = |name: &ImageName| {
+                self.images.get(name).map(|image| image.config.config.on_build.clone()).unwrap_or_default()
+            };
+            plan.add_base_triggers(&on_build, global, &mut triggers)?;
             let all = plan.images(&triggers).keys().all(|name| self.images.contains_key(name));
             if all && stages == plan.stages.len() {
                 return Ok(triggers);
@@ -398,47 +400,13 @@ impl Engine {
         }
     }
 
-    /// Adds the triggers of the bases that are known.
-    pub(super) fn add_triggers(
-        &self,
-        plan: &mut Plan<'_>,
-        global: &GlobalScope,
-        triggers: &mut BTreeMap<usize, Vec<Located>>,
-    ) -> Result<(), EngineError> {
-        for (index, base) in plan.stages.clone() {
-            let texts = match &base {
-                Base::Scratch => Vec::new(),
-                Base::Image(name) => self
-                    .images
-                    .get(name)
-                    .map(|image| image.config.config.on_build.clone())
-                    .unwrap_or_default(),
-                Base::Stage(other) => {
-                    plan.dockerfile.stages.get(*other).map(onbuild_texts).unwrap_or_default()
-                }
-            };
-            if texts.is_empty() || triggers.contains_key(&index) {
-                continue;
-            }
-            let parsed: Vec<Located> =
-                texts.iter().map(|text| parse_trigger(text, "ONBUILD")).collect::<Result<_, _>>()?;
-            plan.add_triggers(index, &parsed, global)?;
-            triggers.insert(index, parsed);
-        }
-        Ok(())
-    }
-
-    pub(super) async fn resolve_image(
+    async fn resolve_image(
         &self,
         name: &ImageName,
         line: usize,
     ) -> Result<ResolvedBase, (usize, EngineError)> {
-        let platform = match name.platform.as_deref().map(str::parse::<Platform>) {
-            None => self.options.platform.clone(),
-            Some(Ok(platform)) => platform,
-            Some(Err(error)) => return Err((line, EngineError::Wrong(error.to_string()))),
-        };
-        self.trees.bases.resolve(&name.reference, &platform).await.map_err(|error| (line, error))
+        let found = self.trees.bases.finder.named(name, &self.options.platform).await;
+        found.map_err(|error| (line, error))
     }
 
     pub(super) async fn stage(
@@ -624,14 +592,6 @@ pub(super) fn steps_of(plan: &Plan<'_>, triggers: &BTreeMap<usize, Vec<Located>>
     let triggered = triggers.get(&index).map_or(&[][..], Vec::as_slice);
     let count = 1 + own.iter().chain(triggered).filter(|located| is_step(&located.instruction)).count();
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn onbuild_texts(stage: &Stage) -> Vec<String> {
-    let text = |located: &Located| match &located.instruction {
-        Instruction::Onbuild(onbuild) => Some(onbuild.text.clone()),
-        _ => None,
-    };
-    stage.instructions.iter().filter_map(text).collect()
 }
 
 /// Where a data directory keeps its layers.

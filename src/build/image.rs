@@ -171,12 +171,12 @@ impl Assembled {
                 .try_collect::<()>()
                 .await?;
             let repository = &destination.repository;
-            bases.client.push_blob(repository, BlobSource::bytes(self.config.clone()), &[]).await?;
+            bases.finder.client.push_blob(repository, BlobSource::bytes(self.config.clone()), &[]).await?;
             let target = match &destination.tag {
                 Some(tag) => Target::Tag(tag.clone()),
                 None => Target::Digest(self.manifest.digest()),
             };
-            match bases.client.push_manifest(repository, &target, &self.manifest).await {
+            match bases.finder.client.push_manifest(repository, &target, &self.manifest).await {
                 Err(error) if ignore_immutable && error.is_immutable_tag() => immutable.push(destination),
                 pushed => pushed?,
             }
@@ -285,14 +285,14 @@ async fn push_layer(
         _ => Vec::new(),
     };
     if layer.source.is_some() {
-        let there = bases.client.has_blob(repository, &digest).await?
-            || (!from.is_empty() && bases.client.mount_blob(repository, &digest, &from).await?);
+        let there = bases.finder.client.has_blob(repository, &digest).await?
+            || (!from.is_empty() && bases.finder.client.mount_blob(repository, &digest, &from).await?);
         if there {
             return Ok(());
         }
     }
     let path = layer.path(bases).await?;
-    push_file(&bases.client, destination, path, (digest, size), &from).await
+    push_file(&bases.finder.client, destination, path, (digest, size), &from).await
 }
 
 /// Pushes a blob of the store, unless it is there.

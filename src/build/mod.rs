@@ -60,7 +60,7 @@ pub use image::{ImageFormat, compression, with_default_tag};
 pub use mirror::{Mirror, MirrorError, Mirrors, Namespace};
 pub use mounts::{Entitlement, MountOptions, SecretSource, certificates};
 pub use named::NamedContext;
-pub use preflight::{FoundBase, Preflight, preflight};
+pub use preflight::{FoundBase, Look, Preflight, RecentBases};
 pub use process::open_layer_store;
 pub use prune::prune;
 pub use remote_cache::CacheRepository;

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::build::error::EngineError;
 use crate::build::named::{Named, NamedContexts};
-use crate::dockerfile::{Dockerfile, Expander, GlobalScope, Instruction, Located, MountSpec, Stage};
+use crate::dockerfile::{
+    Dockerfile, Expander, GlobalScope, Instruction, Located, MountSpec, Stage, parse_trigger,
+};
 
 /// What a stage begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,8 +117,34 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Adds the triggers of the bases that are known; `on_build` says what an image brings.
+    pub(crate) fn add_base_triggers(
+        &mut self,
+        on_build: &dyn Fn(&ImageName) -> Vec<String>,
+        global: &GlobalScope,
+        triggers: &mut BTreeMap<usize, Vec<Located>>,
+    ) -> Result<(), EngineError> {
+        for (index, base) in self.stages.clone() {
+            let texts = match &base {
+                Base::Scratch => Vec::new(),
+                Base::Image(name) => on_build(name),
+                Base::Stage(other) => {
+                    self.dockerfile.stages.get(*other).map(onbuild_texts).unwrap_or_default()
+                }
+            };
+            if texts.is_empty() || triggers.contains_key(&index) {
+                continue;
+            }
+            let parsed: Vec<Located> =
+                texts.iter().map(|text| parse_trigger(text, "ONBUILD")).collect::<Result<_, _>>()?;
+            self.add_triggers(index, &parsed, global)?;
+            triggers.insert(index, parsed);
+        }
+        Ok(())
+    }
+
     /// Adds what ONBUILD triggers of a stage's base need.
-    pub(crate) fn add_triggers(
+    fn add_triggers(
         &mut self,
         index: usize,
         triggers: &[Located],
@@ -183,6 +211,14 @@ fn places(instruction: &Instruction) -> Vec<&str> {
         Instruction::Run(run) => run.mounts.iter().filter_map(MountSpec::from).collect(),
         _ => Vec::new(),
     }
+}
+
+fn onbuild_texts(stage: &Stage) -> Vec<String> {
+    let text = |located: &Located| match &located.instruction {
+        Instruction::Onbuild(onbuild) => Some(onbuild.text.clone()),
+        _ => None,
+    };
+    stage.instructions.iter().filter_map(text).collect()
 }
 
 fn base(plan: &Plan<'_>, stage: &Stage, global: &GlobalScope) -> Result<Base, EngineError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::OnceCell;
 
-use crate::build::base::{BaseSource, Bases};
+use crate::build::base::{BaseSource, Bases, Finder};
 use crate::build::driver::{BuildFailure, BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
@@ -55,8 +55,9 @@ async fn local(
     platform: &Platform,
 ) -> Result<LocalImage, EngineError> {
     let (store, map) = open_store(layers, ids)?;
-    let bases = Bases { client, mirrors: Mirrors::default(), warmed: None, store: store.clone() };
-    let image = bases.resolve(&reference.to_string(), platform).await?;
+    let finder = Finder { client, mirrors: Mirrors::default() };
+    let bases = Bases { finder, warmed: None, store: store.clone() };
+    let image = bases.finder.resolve(&reference.to_string(), platform).await?;
     let (network, limits) = (NetworkMode::None, BuildLimits::default());
     let (layers, isolation) = (layers.to_owned(), Isolation::Userns);
     let options = WorkerOptions { layers: layers.clone(), isolation, ids: ids.clone(), map, network, limits };

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::build::base::Bases;
+use crate::build::base::{Bases, Finder};
 use crate::build::driver::BuildFailure;
 use crate::build::error::EngineError;
 use crate::build::image::with_default_tag;
@@ -56,8 +56,7 @@ async fn warmed(options: &WarmOptions) -> Result<Vec<Warmed>, EngineError> {
     // Of the blobs alone: no tree is made, and nobody's ids are needed.
     let (store, _) = open_store(&scratch.path().join("layers"), &IdMap::in_force())?;
     let bases = Bases {
-        client: options.client.clone(),
-        mirrors: options.mirrors.clone(),
+        finder: Finder { client: options.client.clone(), mirrors: options.mirrors.clone() },
         warmed: Some(directory.clone()),
         store,
     };

@@ -27,7 +27,7 @@ pub struct AppConfig {
 }
 
 /// How the app is built.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildConfig {
     /// `dockerfile`: a path from the root of the source.
     pub dockerfile: Option<String>,
@@ -41,6 +41,22 @@ pub struct BuildConfig {
     pub platforms: Vec<Platform>,
     /// `timeout`
     pub timeout: Option<Duration>,
+    /// `require_native_nodes`: whether each platform is built on a machine of its own.
+    pub require_native_nodes: bool,
+}
+
+impl Default for BuildConfig {
+    fn default() -> Self {
+        Self {
+            dockerfile: None,
+            context: None,
+            target: None,
+            args: Vec::new(),
+            platforms: Vec::new(),
+            timeout: None,
+            require_native_nodes: true,
+        }
+    }
 }
 
 /// How a new version is brought up.
@@ -108,7 +124,9 @@ impl Reader<'_> {
     }
 
     fn build(&mut self, build: &DeTable<'_>) -> BuildConfig {
-        self.only(build, "build.", &["dockerfile", "context", "target", "args", "platforms", "timeout"]);
+        const KEYS: [&str; 7] =
+            ["dockerfile", "context", "target", "args", "platforms", "timeout", "require_native_nodes"];
+        self.only(build, "build.", &KEYS);
         BuildConfig {
             dockerfile: self.path(build, "dockerfile", false),
             context: self.path(build, "context", true),
@@ -116,6 +134,7 @@ impl Reader<'_> {
             args: self.args(build),
             platforms: self.platforms(build),
             timeout: self.duration(build, "build.", "timeout"),
+            require_native_nodes: self.boolean(build, "require_native_nodes").unwrap_or(true),
         }
     }
 
@@ -172,6 +191,15 @@ impl Reader<'_> {
             return None;
         }
         Some((value.span().start, text.to_owned()))
+    }
+
+    fn boolean(&mut self, table: &DeTable<'_>, name: &str) -> Option<bool> {
+        let value = table.get(name)?;
+        let found = value.get_ref().as_bool();
+        if found.is_none() {
+            self.wrong_type(value, &format!("build.{name}"), "true or false");
+        }
+        found
     }
 
     fn path(&mut self, table: &DeTable<'_>, name: &str, may_be_root: bool) -> Option<String> {
@@ -266,6 +294,7 @@ mod tests {
     fn all_keys_are_read() {
         let text = "[build]\ndockerfile = \"./docker/Dockerfile\"\ncontext = \".\"\ntarget = \"app\"\n\
                     platforms = [\"linux/amd64\", \"linux/aarch64\"]\ntimeout = \"20m\"\n\
+                    require_native_nodes = false\n\
                     [build.args]\nB = \"2\"\nA = \"\"\n[deploy]\nready_timeout = \"90s\"\n";
         let config = AppConfig::parse(text.as_bytes()).unwrap();
         assert_eq!(config.build.dockerfile.as_deref(), Some("docker/Dockerfile"));
@@ -275,6 +304,7 @@ mod tests {
         assert_eq!(config.build.args, args);
         assert_eq!(config.build.platforms[1].to_string(), "linux/arm64");
         assert_eq!(config.build.timeout, Some(Duration::from_mins(20)));
+        assert!(!config.build.require_native_nodes);
         assert_eq!(config.deploy.ready_timeout, Some(Duration::from_secs(90)));
     }
 
@@ -307,6 +337,10 @@ mod tests {
         assert_eq!(
             error("[build]\ntarget = 3"),
             "hephy.toml:2: `build.target` is to be a string, not integer"
+        );
+        assert_eq!(
+            error("[build]\nrequire_native_nodes = \"no\""),
+            "hephy.toml:2: `build.require_native_nodes` is to be true or false, not string"
         );
         assert_eq!(error("build = 3"), "hephy.toml:1: `build` is to be a table, not integer");
         assert!(error("[build]\nargs.A = 1").contains("`build.args.A` is to be a string"));

@@ -138,6 +138,7 @@ pub fn detect(
         platforms: config.build.platforms,
         build_timeout_seconds: config.build.timeout.map(|timeout| timeout.as_secs()),
         ready_timeout_seconds: config.deploy.ready_timeout.map(|timeout| timeout.as_secs()),
+        require_native_nodes: config.build.require_native_nodes,
     })
 }
 

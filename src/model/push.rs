@@ -40,6 +40,19 @@ pub struct Recipe {
     pub build_timeout_seconds: Option<u64>,
     /// How long a new version may take to become ready, in seconds, where the app says.
     pub ready_timeout_seconds: Option<u64>,
+    /// Whether each platform is built on a machine of its own; else on any, if nothing of the platform is executed.
+    // Not written where it is as it always was, so that an older server reads the record.
+    #[serde(default = "natively", skip_serializing_if = "is_natively")]
+    pub require_native_nodes: bool,
+}
+
+const fn natively() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_natively(required: &bool) -> bool {
+    *required
 }
 
 /// A way to build.
@@ -67,6 +80,9 @@ pub struct Plan {
     pub recipe: Recipe,
     /// For these, in canonical order, never empty.
     pub platforms: Vec<Platform>,
+    /// The platforms of the machines that build, where they are not the images': nothing of those images is executed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub machines: BTreeMap<Platform, Platform>,
     /// Whether the cache is left aside.
     pub no_cache: bool,
 }

@@ -27,9 +27,10 @@ pub(super) async fn build(
     let directory = stages.logs.build_directory(build);
     let context = directory.join("context");
     export(stages, build, &context).await?;
-    let place = match (stages.driver.builders(), plan.platforms.len()) {
+    // Each platform has a node of its own, but for those that are made on another's.
+    let place = match (stages.driver.builders(), plan.platforms.len() - plan.machines.len()) {
         (Builders::ThisMachine, _) => "natively".to_owned(),
-        (Builders::Nodes, 1) => "on 1 node".to_owned(),
+        (Builders::Nodes, 0 | 1) => "on 1 node".to_owned(),
         (Builders::Nodes, several) => format!("on {several} nodes"),
     };
     tell(log, PushEvent::Heading(format!("Building {place}"))).await;
@@ -160,6 +161,19 @@ async fn one(
     built
 }
 
+/// The path of a Dockerfile from its context, if it is in there. Relative where it can be, since errors name it: `Dockerfile:9`.
+fn in_context<'p>(path: &'p str, context: &str) -> Option<&'p Path> {
+    match context {
+        "." | "" => Some(Path::new(path)),
+        _ => Path::new(path).strip_prefix(context.trim_start_matches("./")).ok(),
+    }
+}
+
+/// What a Dockerfile is called in what is told of it.
+pub(super) fn dockerfile_name(path: &str, context: &str) -> String {
+    in_context(path, context).map_or_else(|| path.to_owned(), |path| path.display().to_string())
+}
+
 fn request(
     stages: &Stages,
     plan: &Plan,
@@ -176,12 +190,7 @@ fn request(
     let time = seconds.map_or(stages.limits.time, |asked| asked.min(stages.limits.time));
     let root = directory.join("context");
     let inner = root.join(context);
-    // Relative where it can be, since errors name it: `Dockerfile:9`.
-    let dockerfile = Path::new(path).strip_prefix(context.trim_start_matches("./")).map(Path::to_owned);
-    let dockerfile = match context.as_str() {
-        "." | "" => PathBuf::from(path),
-        _ => dockerfile.unwrap_or_else(|_| root.join(path)),
-    };
+    let dockerfile = in_context(path, context).map_or_else(|| root.join(path), Path::to_owned);
     Ok(BuildRequest {
         name: String::new(),
         directory: directory.join(platform.to_string().replace('/', "-")),
@@ -200,7 +209,7 @@ fn request(
         network: NetworkMode::Isolated,
         limits: BuildLimits { time, ..stages.limits },
         compression: Compression::Gzip,
-        machine: None,
+        machine: plan.machines.get(platform).cloned(),
         flags: Vec::new(),
     })
 }

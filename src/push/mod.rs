@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::build::{BuildLimits, Builders, Driver};
+use crate::build::{BuildLimits, Driver, RecentBases};
 use crate::config::address::Addresses;
 use crate::git::Repository;
 use crate::kubernetes::Leases;
@@ -21,6 +21,7 @@ use crate::model::{
     ReleaseNumber, Source,
 };
 use crate::publish::{Place, Publisher};
+use crate::registry::client::Client;
 use crate::rollout::Runtime;
 
 mod again;
@@ -32,6 +33,7 @@ mod failure;
 mod hold;
 pub mod log;
 mod metrics;
+mod planning;
 mod recovery;
 mod rolling;
 mod running;
@@ -60,6 +62,10 @@ pub struct Stages {
     pub publisher: Publisher,
     /// The registry.
     pub place: Place,
+    /// Speaks to registries, as a build may.
+    pub client: Client,
+    /// What of bases was found not long ago.
+    pub recent_bases: Arc<RecentBases>,
     /// What was pushed.
     pub sources: Sources,
     /// The builds' logs.
@@ -112,7 +118,9 @@ pub async fn advance(
         let before = state.clone();
         state = match state {
             BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
-            BuildState::Detected(recipe) => BuildState::Planned(plan(stages, build, recipe, log).await?),
+            BuildState::Detected(recipe) => {
+                BuildState::Planned(planning::plan(stages, build, recipe, log, cancel).await?)
+            }
             BuildState::Planned(plan) => match again::built_before(stages, build, &plan, log).await? {
                 Some(index) => BuildState::Published { plan, index },
                 None => {
@@ -214,32 +222,6 @@ impl crate::detect::SourceTree for CommitTree<'_> {
     ) -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.0.read(path, max_bytes)?)
     }
-}
-
-async fn plan(stages: &Stages, build: &Build, recipe: Recipe, log: &mut LogWriter) -> Result<Plan, Ended> {
-    let available = stages
-        .driver
-        .platforms()
-        .await
-        .map_err(|failure| Failure::platform("list what builds here", &failure))?;
-    let asked = !recipe.platforms.is_empty();
-    let plan = crate::plan::plan(recipe, &available, build.options).map_err(|error| {
-        Failure::app(
-            error.to_string(),
-            vec!["name platforms that are there under [build] in hephy.toml".to_owned()],
-        )
-    })?;
-    let names = plan.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let (word, why) = (
-        if plan.platforms.len() == 1 { "platform" } else { "platforms" },
-        match (asked, stages.driver.builders()) {
-            (true, _) => "hephy.toml",
-            (false, Builders::ThisMachine) => "what builds here natively",
-            (false, Builders::Nodes) => "the ready nodes' architectures",
-        },
-    );
-    tell(log, PushEvent::Line(format!("{word} {names} ({why})"))).await;
-    Ok(plan)
 }
 
 async fn publish(

@@ -129,8 +129,15 @@ fn plan() -> Plan {
         platforms: vec!["linux/arm/v7".parse().unwrap()],
         build_timeout_seconds: Some(600),
         ready_timeout_seconds: None,
+        require_native_nodes: false,
     };
-    Plan { recipe, platforms: vec!["linux/amd64".parse().unwrap()], no_cache: true }
+    let platform = |text: &str| text.parse().unwrap();
+    Plan {
+        recipe,
+        platforms: vec![platform("linux/amd64"), platform("linux/arm64")],
+        machines: BTreeMap::from([(platform("linux/arm64"), platform("linux/amd64"))]),
+        no_cache: true,
+    }
 }
 
 fn images() -> Vec<PlatformImage> {

@@ -4,6 +4,7 @@ mod deploys;
 mod full_disk;
 mod interrupted;
 mod keys;
+mod platforms;
 mod refs;
 mod rollout;
 mod verbs;

@@ -3,7 +3,7 @@
 use super::super::{BuildArguments, Refusal, tell};
 use super::machines::{Available, Machine};
 use super::{Asked, DriverChoice, kubernetes, machines};
-use crate::build::chain;
+use crate::build::{BuildFailure, chain};
 use crate::oci::{Platform, Target};
 use crate::registry::client::BlobSource;
 
@@ -51,7 +51,7 @@ async fn look(
     tell(&format!("{platform}: {said}"));
     let looked = machines::look_at(arguments, platform, machine).await?;
     for base in &looked.bases {
-        let said = base.problem.as_deref().unwrap_or("found");
+        let said = base.problem.as_ref().map_or_else(|| "found".to_owned(), BuildFailure::sentence);
         tell(&format!("  {}: {}: {said}", base.at, base.reference));
     }
     Ok(found.is_ok() && looked.bases.iter().all(|base| base.problem.is_none()))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::{BuildArguments, Refusal, options};
 use super::{Asked, DriverChoice};
-use crate::build::{BuildFailure, Preflight, preflight};
+use crate::build::{BuildFailure, Look, Preflight};
 use crate::driver::kubernetes::KubernetesDriver;
 use crate::oci::Platform;
 
@@ -73,19 +73,18 @@ pub(super) async fn find(
                     digests with `--driver=ci`";
         return Ok(Err(if is_here { missing + next } else { missing }));
     }
-    let mut executes = None;
+    let mut looked = Vec::new();
     for machine in machines.keys() {
-        match look_at(arguments, platform, machine).await?.first_run {
-            None => return Ok(Ok(Machine::Other(machine.clone()))),
-            line => executes = executes.or(line),
-        }
+        let first_run = look_at(arguments, platform, machine).await?.first_run;
+        looked.push((machine.clone(), first_run.map(|line| line.to_string())));
     }
-    Ok(Err(match executes {
-        Some(line) => {
-            format!("{missing}; {line} executes a program of this platform, and nothing is emulated")
+    Ok(match crate::plan::elsewhere(looked) {
+        Ok(machine) => Ok(Machine::Other(machine)),
+        Err(Some(line)) => {
+            Err(format!("{missing}; {line} executes a program of this platform, and nothing is emulated"))
         }
-        None => missing,
-    }))
+        Err(None) => Err(missing),
+    })
 }
 
 /// What a build for a platform would find on a machine of another, or of the same.
@@ -104,5 +103,6 @@ pub(super) async fn look_at(
     // They are directories by now.
     let client = options.client.clone();
     let fetched = arguments.contexts()?.fetch(scratch.path(), &client).await.map_err(Refusal::of)?;
-    preflight(fetched.put_into(options), machine.clone()).await.map_err(Refusal::of)
+    let look = Look::at_build(&fetched.put_into(options)).map_err(Refusal::of)?;
+    look.at(platform, machine).await.map_err(Refusal::of)
 }
