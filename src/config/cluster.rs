@@ -103,6 +103,9 @@ pub struct ClusterSettings {
     /// A file as ~/.ssh/authorized_keys with the keys of the first admins
     #[arg(long, value_name = "FILE")]
     pub admin_keys: Option<PathBuf>,
+    /// A PEM file with certificates that registries are believed by, too
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
     /// The branch that deploys [default: main, or master where there is no main]
     #[arg(long, value_name = "BRANCH")]
     pub deploy_branch: Option<String>,
@@ -154,6 +157,18 @@ pub struct BuildPods {
     pub image_pull_policy: Option<String>,
     /// What our image is pulled with.
     pub image_pull_secrets: Vec<String>,
+    /// The certificates that builds trust beside the system's and their images'.
+    pub ca_bundle: Option<ConfigMapEntry>,
+}
+
+/// An entry of a `ConfigMap` in the namespace of the builds.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ConfigMapEntry {
+    /// Its name.
+    pub config_map: String,
+    /// The entry's.
+    pub key: String,
 }
 
 impl Default for BuildPods {
@@ -166,6 +181,7 @@ impl Default for BuildPods {
             scratch_size_limit: None,
             image_pull_policy: None,
             image_pull_secrets: Vec::new(),
+            ca_bundle: None,
         }
     }
 }
@@ -260,9 +276,13 @@ mod tests {
     #[test]
     fn the_file_of_the_pods_is_read_strictly_and_numbers_are_quantities() {
         let read = |text: &str| serde_json::from_str::<Pods>(text);
-        let pods =
-            read(r#"{"build": {"resources": {"limits": {"cpu": 2, "memory": "1Gi"}}, "hostUsers": false}}"#)
-                .unwrap();
+        let pods = read(
+            r#"{"build": {"resources": {"limits": {"cpu": 2, "memory": "1Gi"}}, "hostUsers": false,
+                "caBundle": {"configMap": "a", "key": "b"}}}"#,
+        )
+        .unwrap();
+        let entry = ConfigMapEntry { config_map: "a".to_owned(), key: "b".to_owned() };
+        assert_eq!(pods.build.ca_bundle, Some(entry));
         assert_eq!(pods.build.resources.limits["cpu"], "2");
         assert!(!pods.build.host_users);
         assert!(read(r#"{"build": {"resorces": {}}}"#).is_err());

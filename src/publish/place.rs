@@ -20,6 +20,8 @@ pub struct Place {
     pub is_plain: bool,
     /// Who may write.
     pub access: Access,
+    /// How registries are reached by this process: whose certificates it believes.
+    pub reach: Reach,
 }
 
 /// Who may write to a registry.
@@ -36,8 +38,9 @@ pub enum Access {
 impl Place {
     /// A registry of our own, which speaks plain HTTP to this machine or this cluster.
     #[must_use]
-    pub const fn own(host: Host, tokens: TokenIssuer) -> Self {
-        Self { host, prefix: None, is_plain: true, access: Access::Tokens(tokens) }
+    pub fn own(host: Host, tokens: TokenIssuer) -> Self {
+        let access = Access::Tokens(tokens);
+        Self { host, prefix: None, is_plain: true, access, reach: Reach::default() }
     }
 
     /// The repository of an app.
@@ -80,7 +83,8 @@ impl Place {
             Access::DockerConfig(config) => Credentials::live(config.clone()),
             Access::Open => Credentials::none(),
         };
-        let reach = if self.is_plain { Reach::plain(self.host.clone()) } else { Reach::default() };
+        let mut reach = self.reach.clone();
+        reach.plain.extend(self.is_plain.then(|| self.host.clone()));
         Ok(Client::new(ClientConfig { credentials, reach, ..ClientConfig::default() }))
     }
 }

@@ -21,13 +21,13 @@ use super::probes::{self, Readiness};
 use super::queue::Queue;
 use super::secrets::{SecretError, Secrets};
 use super::services::Services;
-use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, adopt_apps, make_directory};
+use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, adopt_apps, make_directory, trusting};
 use super::upkeep::Upkeep;
 use super::{Server, Verbs, tickets};
 use crate::build::BuildLimits;
 use crate::config::cluster::{ClusterSettings, Pods};
 use crate::config::server::{Settings, SettingsError};
-use crate::driver::kubernetes::{JobConfig, KubernetesDriver, RegistryNames};
+use crate::driver::kubernetes::{CaBundle, JobConfig, KubernetesDriver, RegistryNames};
 use crate::kubernetes::{Cluster, ConnectError, Leases};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, Chain, Secret};
@@ -170,10 +170,8 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let listeners =
         Listeners { ssh: listen(settings.ssh, "--ssh").await?, http: listen(settings.http, "--http").await? };
     let readiness = Readiness::default();
-    let jobs = Api::namespaced(cluster.client(), &given.builds_namespace);
-    let valid = settings.build_timeout + TICKET_SLACK;
-    let tickets = tickets::router(jobs, as_engines_reach_it(given, &stages.place)?, valid);
-    let http = probes::router(readiness.clone(), stages.metrics.clone()).merge(tickets);
+    let http = probes::router(readiness.clone(), stages.metrics.clone());
+    let http = http.merge(tickets(given, &cluster, &stages)?);
     let services = Services::default();
     services.tasks.spawn(answer(listeners.http, http, services.rest.clone()));
     let upkeep = Upkeep {
@@ -215,6 +213,13 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     Ok(())
 }
 
+/// Exchanges the tickets of build Jobs.
+fn tickets(given: &ClusterSettings, cluster: &Cluster, stages: &Stages) -> Result<axum::Router, ServeError> {
+    let jobs = Api::namespaced(cluster.client(), &given.builds_namespace);
+    let valid = stages.limits.time + TICKET_SLACK;
+    Ok(tickets::router(jobs, as_engines_reach_it(given, &stages.place)?, valid))
+}
+
 async fn own_registry(data: &Path) -> Result<registry::Server, UpError> {
     let config = registry::ServerConfig {
         // In a pod loopback is not only this process: a sidecar is there too.
@@ -230,9 +235,10 @@ async fn place(
     own: Option<&registry::Server>,
     secrets: &Secrets,
 ) -> Result<Place, ServeError> {
+    let reach = trusting(settings.ca_bundle.as_deref())?;
     if let (Some(own), Some(address)) = (own, settings.registry) {
         let host = host(&format!("127.0.0.1:{}", address.port()))?;
-        return Ok(Place::own(host, own.tokens().clone()));
+        return Ok(Place { reach, ..Place::own(host, own.tokens().clone()) });
     }
     let url = settings.registry_url.as_deref().ok_or(ServeError::NoRegistry)?;
     let (name, prefix) = url.split_once('/').map_or((url, None), |(name, prefix)| (name, Some(prefix)));
@@ -245,7 +251,7 @@ async fn place(
         }
         None => Access::Open,
     };
-    Ok(Place { host: host(name)?, prefix, is_plain: settings.registry_insecure, access })
+    Ok(Place { host: host(name)?, prefix, is_plain: settings.registry_insecure, access, reach })
 }
 
 fn host(text: &str) -> Result<Host, ServeError> {
@@ -371,6 +377,10 @@ fn job_config(settings: &ClusterSettings, pods: &Pods, place: &Place) -> Result<
         security_context: (!pods.host_users).then(own_users),
         scratch_size_limit: pods.scratch_size_limit.clone().filter(|limit| !limit.is_empty()),
         registry,
+        ca_bundle: pods
+            .ca_bundle
+            .as_ref()
+            .map(|bundle| CaBundle::ConfigMap { name: bundle.config_map.clone(), key: bundle.key.clone() }),
         spool: Some(settings.data.join("tmp")),
         parallel_per_architecture: settings.builds.unwrap_or(2),
         ..JobConfig::new(settings.builds_namespace.clone(), settings.image.clone())

@@ -147,7 +147,7 @@ mod tests {
     use crate::build::{TicketError, exchange_ticket};
     use crate::model::Secret;
     use crate::publish::Access;
-    use crate::registry::client::DockerConfig;
+    use crate::registry::client::{DockerConfig, Reach};
 
     /// One Job in an API server that compares resource versions.
     type Server = Arc<Mutex<Value>>;
@@ -201,6 +201,7 @@ mod tests {
             access: Access::DockerConfig(
                 DockerConfig::parse(Secret::new("{\"auths\":{\"registry.example\":{}}}".to_owned())).unwrap(),
             ),
+            reach: Reach::default(),
         };
         let mut urls = Vec::new();
         for _ in 0..2 {

@@ -29,7 +29,7 @@ use crate::push::log::Logs;
 use crate::push::{Metrics, Pushes, Sources, Stages};
 use crate::receive::keys::KeysError;
 use crate::receive::{HostKey, HostKeyError};
-use crate::registry::client::{Client, CredentialsError};
+use crate::registry::client::{Client, CredentialsError, Reach, ReachError};
 use crate::registry::server as registry;
 use crate::router::{self, RouteTable, RouterConfig};
 use crate::runtime::processes::{Images, LocalImage, Policy, Processes, ProcessesConfig};
@@ -68,6 +68,9 @@ pub enum UpError {
     /// What the registry is written with.
     #[error("cannot use the registry's credentials")]
     Credentials(#[source] CredentialsError),
+    /// The certificates that are trusted.
+    #[error("cannot use --ca-bundle")]
+    Trust(#[source] ReachError),
     /// The id map.
     #[error("cannot choose the ids of sandboxes")]
     Ids(#[source] crate::sandbox::SandboxError),
@@ -302,7 +305,10 @@ fn stages(
     let data = &settings.data;
     #[expect(clippy::expect_used, reason = "a socket address is a host and a port")]
     let host: Host = addresses.registry().parse().expect("the registry's address is a host");
-    let place = Place::own(host.clone(), registry.tokens().clone());
+    let place = Place {
+        reach: trusting(settings.ca_bundle.as_deref())?,
+        ..Place::own(host.clone(), registry.tokens().clone())
+    };
     // The server's own token outlives any run of it that has not been restarted for a year.
     let client = place.client(Duration::from_secs(366 * 24 * 3600)).map_err(UpError::Credentials)?;
     let layers = layers_directory(data);
@@ -346,6 +352,15 @@ fn stages(
         leases: None,
         stopping: CancellationToken::new(),
     })
+}
+
+/// How registries are reached by who trusts the certificates of a file too, if there is one.
+pub(super) fn trusting(ca_bundle: Option<&Path>) -> Result<Reach, UpError> {
+    let mut reach = Reach::default();
+    if let Some(file) = ca_bundle {
+        reach.trust(None, file).map_err(UpError::Trust)?;
+    }
+    Ok(reach)
 }
 
 /// Takes the running apps over, and starts in the background what should run and does not.

@@ -195,6 +195,22 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* The ConfigMap with the certificates that are trusted beside the usual ones, and its entry, as JSON; or nothing. */}}
+{{- define "hephy.trusted" -}}
+{{- $given := .Values.build.caBundleConfigMap | default dict -}}
+{{- if and .Values.build.caBundle $given.name -}}
+{{- fail "build.caBundle and build.caBundleConfigMap.name: the certificates are in one of them" -}}
+{{- end -}}
+{{- if .Values.build.caBundle -}}
+{{- if not (contains "-----BEGIN " .Values.build.caBundle) -}}
+{{- fail "build.caBundle has no certificate in PEM: --set-file build.caBundle=FILE gives it a file's content" -}}
+{{- end -}}
+{{- dict "configMap" (printf "%s-ca-bundle" .Release.Name) "key" "ca.crt" | toJson -}}
+{{- else if $given.name -}}
+{{- dict "configMap" $given.name "key" $given.key | toJson -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "hephy.embedded" -}}
 {{- if not .Values.registry.url -}}true{{- end -}}
 {{- end -}}

@@ -28,6 +28,9 @@ pub struct MountArguments {
     /// A PEM file with certificates that RUN trusts beside those of its image; none of them is in the image afterwards
     #[arg(long, env = "HEPHY_CA_BUNDLE", value_name = "FILE")]
     pub ca_bundle: Option<PathBuf>,
+    /// The same without a file, for the engine of a Job
+    #[arg(long, hide = true, env = "HEPHY_CA_BUNDLE_PEM", hide_env_values = true, value_name = "PEM")]
+    pub ca_bundle_pem: Option<String>,
     /// Whose the cache mounts are: builds of one scope share them
     #[arg(long, value_name = "NAME", default_value = "")]
     pub cache_mount_scope: String,
@@ -47,10 +50,16 @@ impl MountArguments {
             agents: self.ssh.iter().map(|given| (given.id.clone(), given.socket.clone())).collect(),
             allowed: self.allow.iter().copied().collect(),
             cache_scope: self.cache_mount_scope.clone(),
-            ca_bundle: self.ca_bundle.as_deref().map(read_bundle).transpose()?,
+            ca_bundle: self.trusted()?,
             max_saved_bytes: self.cache_mount_save_limit.0,
             max_cache_bytes: self.cache_mount_limit.0,
         })
+    }
+
+    /// The certificates that are trusted beside the usual ones.
+    pub(super) fn trusted(&self) -> Result<Option<String>, String> {
+        let in_file = self.ca_bundle.as_deref().map(read_bundle).transpose()?;
+        Ok(in_file.or_else(|| certificates(self.ca_bundle_pem.as_deref()?)))
     }
 }
 

@@ -353,7 +353,7 @@ fn local(
 
 /// A client that may push to the destinations.
 fn client(arguments: &BuildArguments) -> Result<crate::registry::client::Client, String> {
-    arguments.registry.client(&arguments.destination, None, arguments.mounts.ca_bundle.as_deref())
+    arguments.registry.client(&arguments.destination, None, arguments.mounts.trusted()?.as_deref())
 }
 
 /// The first destination's repository.

@@ -290,7 +290,7 @@ fn options_at(arguments: &BuildArguments, here: &Here) -> Result<BuildOptions, R
         client: arguments.registry.client(
             &destinations,
             cache_repository.as_ref(),
-            arguments.mounts.ca_bundle.as_deref(),
+            arguments.mounts.trusted()?.as_deref(),
         )?,
         // Known when it is here.
         context: PathBuf::new(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
@@ -149,7 +149,7 @@ impl RegistryArguments {
         &self,
         destinations: &[Reference],
         cache: Option<&CacheRepository>,
-        ca_bundle: Option<&Path>,
+        trusted: Option<&str>,
     ) -> Result<Client, String> {
         let destinations = destinations.iter().map(|destination| &destination.repository);
         let pushed_to = destinations.chain(cache.map(|cache| &cache.repository));
@@ -163,11 +163,9 @@ impl RegistryArguments {
             Credentials::from_environment()
         };
         let credentials = credentials.map_err(|error| crate::build::chain(&error).join(": "))?;
-        let mut reach = self.reach(&pushed_to)?;
-        if let Some(bundle) = ca_bundle {
-            // A company's proxy stands before registries too.
-            reach.trust(None, bundle).map_err(|error| told("--ca-bundle", &error))?;
-        }
+        let reach = self.reach(&pushed_to)?;
+        // A company's proxy stands before registries too.
+        let reach = if let Some(pem) = trusted { reach.trusting(pem) } else { reach };
         let usual = ClientConfig::default();
         let given = [self.push_retry, self.image_download_retry].into_iter().flatten().max();
         let retries = given.map_or(usual.retries, |given| given.max(usual.retries));

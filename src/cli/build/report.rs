@@ -57,7 +57,7 @@ pub(super) async fn send(
     let client = arguments.registry.client(
         std::slice::from_ref(reference),
         None,
-        arguments.mounts.ca_bundle.as_deref(),
+        arguments.mounts.trusted()?.as_deref(),
     )?;
     let log = arguments.build_directory.as_ref().map(|directory| directory.join(EVENTS_FILE));
     let over = async {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::told;
 use crate::build::{WarmOptions, warm};
-use crate::cli::build::RegistryArguments;
+use crate::cli::build::{RegistryArguments, read_bundle};
 use crate::oci::{Platform, Reference};
 
 /// `cache warm`.
@@ -36,8 +36,9 @@ pub(super) fn run(arguments: &WarmArguments) -> Result<String, String> {
     };
     let mut registry = arguments.registry.clone();
     registry.read_docker_config()?;
+    let trusted = arguments.ca_bundle.as_deref().map(read_bundle).transpose()?;
     let options = WarmOptions {
-        client: registry.client(&[], None, arguments.ca_bundle.as_deref())?,
+        client: registry.client(&[], None, trusted.as_deref())?,
         mirrors: registry.mirrors()?,
         images: arguments.image.clone(),
         platforms,

@@ -43,6 +43,8 @@ pub struct JobConfig {
     pub registry: Option<RegistryNames>,
     /// Registries (`host:port`, by the engine's name) that speak plain HTTP.
     pub insecure_registries: Vec<Host>,
+    /// Certificates that the engine and RUN trust beside the usual ones.
+    pub ca_bundle: Option<CaBundle>,
     /// Whether steps are kept in `REPOSITORY/cache`.
     pub step_cache: bool,
     /// Where sources are packed; else where temporary files are.
@@ -56,6 +58,23 @@ pub struct JobConfig {
     /// How long a finished Job is kept.
     pub kept: Duration,
 }
+
+/// Where Jobs have certificates from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CaBundle {
+    /// An entry of a `ConfigMap` of the namespace.
+    ConfigMap {
+        /// Its name.
+        name: String,
+        /// The entry's.
+        key: String,
+    },
+    /// The Job itself has them, in PEM: for who may make nothing else. At most [`MAX_INLINE_BUNDLE_BYTES`].
+    Inline(String),
+}
+
+/// The largest bundle that a Job itself has: one variable of a process has 128 KiB at most.
+pub const MAX_INLINE_BUNDLE_BYTES: usize = 120 << 10;
 
 /// One registry by two names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +105,7 @@ impl JobConfig {
             scratch_size_limit: None,
             registry: None,
             insecure_registries: Vec::new(),
+            ca_bundle: None,
             step_cache: true,
             spool: None,
             is_forgotten: false,

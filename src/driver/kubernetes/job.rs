@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, EnvVar, KeyToPath, LocalObjectReference, PodSpec, PodTemplateSpec,
-    SecretVolumeSource, Toleration, Volume, VolumeMount,
+    ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar, KeyToPath, LocalObjectReference, PodSpec,
+    PodTemplateSpec, SecretVolumeSource, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rand::RngExt as _;
 
-use super::config::JobConfig;
+use super::config::{CaBundle, JobConfig};
 use crate::build::{BuildFailure, BuildRequest, PushedSource};
 use crate::driver::arguments::Arguments;
 use crate::kubernetes::{Label, managed_by};
@@ -28,6 +28,9 @@ pub const TICKET_USED: &str = "hephy.dev/ticket-used";
 const SCRATCH: &str = "/.hephy";
 /// Where credentials of a Secret are.
 const DOCKER_CONFIG: &str = "/.hephy-docker";
+/// Where certificates of a `ConfigMap` are.
+const TRUSTED: &str = "/.hephy-trusted";
+const BUNDLE: &str = "ca-bundle.crt";
 /// How long a pod that is to end has to leave its result: more than `SIGNALLED` of `cli/build/report.rs`.
 pub const GRACE_SECONDS: i64 = 20;
 /// How much longer than its engine a pod lives: the engine ends itself, and says so.
@@ -149,6 +152,15 @@ impl BuildJob {
             });
             mounts.push(VolumeMount { read_only: Some(true), ..mount("registries", DOCKER_CONFIG) });
             environment.push(variable("DOCKER_CONFIG", DOCKER_CONFIG));
+        }
+        match &config.ca_bundle {
+            Some(CaBundle::ConfigMap { name, key }) => {
+                volumes.push(trusted(name, key));
+                mounts.push(VolumeMount { read_only: Some(true), ..mount("trusted", TRUSTED) });
+                arguments.push(format!("--ca-bundle={TRUSTED}/{BUNDLE}"));
+            }
+            Some(CaBundle::Inline(pem)) => environment.push(variable("HEPHY_CA_BUNDLE_PEM", pem)),
+            None => {}
         }
         let container = Container {
             name: CONTAINER.to_owned(),
@@ -272,6 +284,20 @@ fn mount(name: &str, path: &str) -> VolumeMount {
     VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
 }
 
+/// An entry of a `ConfigMap` as a file.
+fn trusted(name: &str, key: &str) -> Volume {
+    let item = KeyToPath { key: key.to_owned(), path: BUNDLE.to_owned(), ..KeyToPath::default() };
+    Volume {
+        name: "trusted".to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: name.to_owned(),
+            items: Some(vec![item]),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
 /// The entry of a `kubernetes.io/dockerconfigjson` Secret as the file that programs look for.
 fn docker_config(secret: &str) -> SecretVolumeSource {
     let item = KeyToPath {
@@ -343,6 +369,31 @@ mod tests {
     fn build_job(config: &JobConfig) -> BuildJob {
         let source = PushedSource { digest: Digest::of("source"), dockerfile: Some("Dockerfile".into()) };
         BuildJob::new(config, &request(), &source).unwrap()
+    }
+
+    #[test]
+    fn certificates_come_from_a_config_map_or_are_in_the_job() {
+        let rendered = |ca_bundle| {
+            let config = JobConfig { ca_bundle: Some(ca_bundle), ..config() };
+            serde_json::to_value(build_job(&config).render(&config, 1).unwrap()).unwrap()
+        };
+        let (name, key) = ("company".to_owned(), "ca.crt".to_owned());
+        let value = rendered(CaBundle::ConfigMap { name, key });
+        let pod = &value["spec"]["template"]["spec"];
+        let items = serde_json::json!([{"key": "ca.crt", "path": "ca-bundle.crt"}]);
+        assert_eq!(
+            (&pod["volumes"][1]["configMap"]["name"], &pod["volumes"][1]["configMap"]["items"]),
+            (&"company".into(), &items)
+        );
+        let container = &pod["containers"][0];
+        assert_eq!(container["volumeMounts"][1]["mountPath"], "/.hephy-trusted");
+        let arguments = container["args"].as_array().unwrap();
+        assert!(arguments.contains(&"--ca-bundle=/.hephy-trusted/ca-bundle.crt".into()), "{arguments:?}");
+
+        let value = rendered(CaBundle::Inline("PEM".to_owned()));
+        let container = &value["spec"]["template"]["spec"]["containers"][0];
+        let variable = serde_json::json!({"name": "HEPHY_CA_BUNDLE_PEM", "value": "PEM"});
+        assert!(container["env"].as_array().unwrap().contains(&variable), "{container}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use kube::api::{ListParams, PostParams};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{JobConfig, RegistryNames};
+pub use config::{CaBundle, JobConfig, MAX_INLINE_BUNDLE_BYTES, RegistryNames};
 pub use job::{GRACE_SECONDS, TICKET_SUM, TICKET_USED};
 
 use crate::build::{

@@ -112,6 +112,13 @@ impl Reach {
         Ok(())
     }
 
+    /// The same everywhere, of certificates that are here already.
+    #[must_use]
+    pub fn trusting(mut self, pem: &str) -> Self {
+        self.everywhere.extend(CertificateDer::pem_slice_iter(pem.as_bytes()).flatten());
+        self
+    }
+
     /// Shows a certificate of ours to `host`, and to no other.
     pub fn identify(&mut self, host: Host, certificate: &Path, key: &Path) -> Result<(), ReachError> {
         let chain = certificates(certificate)?;

@@ -8,6 +8,7 @@ use crate::build::chain;
 use crate::model::PlatformImage;
 use crate::oci::{Digest, Platform, Reference, Repository};
 use crate::publish::{Access, Place, Publisher};
+use crate::registry::client::Reach;
 
 /// The largest file of digests.
 const MAX_BYTES: u64 = 64 << 10;
@@ -30,7 +31,7 @@ pub(super) async fn gather(
         arguments.destination.iter().map(|destination| &destination.repository).collect();
     let digests = digests(directory, &repositories)?;
     let host = destination.repository.host.clone();
-    let place = Place { host, prefix: None, is_plain: false, access: Access::Open };
+    let place = Place { host, prefix: None, is_plain: false, access: Access::Open, reach: Reach::default() };
     let publisher = Publisher::new(super::client(arguments)?, place);
     let mut images: BTreeMap<Platform, (PathBuf, PlatformImage)> = BTreeMap::new();
     for (digest, file) in digests {

@@ -18,7 +18,7 @@ use super::job::{flags, request};
 use super::machines::{Available, Machine};
 use super::{Asked, machines};
 use crate::build::{BuildEvent, BuildFailure, BuildRequest, Driver as _, chain};
-use crate::driver::kubernetes::{JobConfig, KubernetesDriver};
+use crate::driver::kubernetes::{CaBundle, JobConfig, KubernetesDriver, MAX_INLINE_BUNDLE_BYTES};
 use crate::kubernetes::Cluster;
 use crate::model::PlatformImage;
 use crate::oci::Platform;
@@ -169,12 +169,24 @@ pub(super) async fn driver(arguments: &BuildArguments) -> Result<KubernetesDrive
         isolation: isolation(arguments.isolation).map(ToOwned::to_owned),
         node_selector,
         resources: resources(arguments),
+        ca_bundle: arguments.mounts.trusted()?.map(inline).transpose()?,
         step_cache: false,
         spool: options::data_directory(arguments).ok().map(|data| data.join("contexts")),
         is_forgotten: true,
         ..JobConfig::new(namespace, image)
     };
     Ok(KubernetesDriver::new(cluster, super::client(arguments)?, config))
+}
+
+/// Certificates for Jobs by someone who may make nothing but these.
+fn inline(pem: String) -> Result<CaBundle, String> {
+    if pem.len() > MAX_INLINE_BUNDLE_BYTES {
+        let (has, most) = (pem.len() >> 10, MAX_INLINE_BUNDLE_BYTES >> 10);
+        return Err(format!(
+            "`--ca-bundle`: its certificates have {has} KiB, and a Job takes {most} KiB: leave out those that every system trusts anyway"
+        ));
+    }
+    Ok(CaBundle::Inline(pem))
 }
 
 /// The image that this very pod runs, if this is one.

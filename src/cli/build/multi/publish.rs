@@ -9,6 +9,7 @@ use crate::build::{chain, with_default_tag};
 use crate::model::PlatformImage;
 use crate::oci::{Digest, MediaType, RawManifest, Reference, Target};
 use crate::publish::{Access, Place, Publisher};
+use crate::registry::client::Reach;
 
 /// Publishes the index, if it is asked for, and tells the digest where it is to be told.
 pub(super) async fn conclude(
@@ -53,7 +54,8 @@ async fn publish(
         let mut written: Vec<(Reference, RawManifest)> = Vec::new();
         for destination in arguments.destination.iter().cloned().map(with_default_tag) {
             let host = destination.repository.host.clone();
-            let place = Place { host, prefix: None, is_plain: false, access: Access::Open };
+            let place =
+                Place { host, prefix: None, is_plain: false, access: Access::Open, reach: Reach::default() };
             let publisher = Publisher::new(client.clone(), place);
             let index = publisher.publish_in(&destination.repository, images, &asked.form).await;
             let index = index.map_err(|error| failed(&destination, &error, error.is_app()))?;
