@@ -14,6 +14,7 @@ pub mod build;
 mod cache;
 mod forward;
 mod keys;
+mod pull_check;
 mod remote;
 mod render;
 mod router;
@@ -49,6 +50,9 @@ enum Subject {
     /// Lead an address of this machine's loopback elsewhere; the Helm chart runs this on nodes
     #[command(hide = true)]
     Forward(forward::ForwardArguments),
+    /// Wait until the nodes of a cluster have pulled from its registry; the Helm chart's last step
+    #[command(hide = true)]
+    PullCheck(pull_check::PullCheckArguments),
     /// Build an image from a Dockerfile
     Build(Box<build::BuildArguments>),
     /// Make a base image from Debian's packages
@@ -76,6 +80,7 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
         Subject::Router(arguments) => router::run(*arguments),
         Subject::Serve(arguments) => serve::run(*arguments),
         Subject::Forward(arguments) => forward::run(&arguments),
+        Subject::PullCheck(arguments) => pull_check::run(&arguments),
         Subject::Build(arguments) => build::run(&arguments),
         Subject::Base(arguments) => base::run(&arguments),
         Subject::Cache(arguments) => cache::run(&arguments),

@@ -45,9 +45,14 @@ impl Place {
 
     /// The repository of an app.
     pub fn repository(&self, app: &AppName) -> Result<Repository, crate::oci::NameError> {
+        self.named(app.as_str())
+    }
+
+    /// A repository by its name below the prefix.
+    pub fn named(&self, name: &str) -> Result<Repository, crate::oci::NameError> {
         let name = match &self.prefix {
-            Some(prefix) => format!("{prefix}/{app}").parse()?,
-            None => app.as_str().parse()?,
+            Some(prefix) => format!("{prefix}/{name}").parse()?,
+            None => name.parse()?,
         };
         Ok(Repository { host: self.host.clone(), name })
     }

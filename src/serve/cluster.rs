@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{AppArmorProfile, Capabilities, ResourceRequirem
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +19,7 @@ use super::admins::{AdminsError, FirstAdmins};
 use super::people::People;
 use super::ports::{ListenError, listen};
 use super::probes::{self, Readiness};
+use super::pulls::{self, PullCheck, Pulls};
 use super::queue::Queue;
 use super::secrets::{SecretError, Secrets};
 use super::services::Services;
@@ -170,8 +172,9 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let listeners =
         Listeners { ssh: listen(settings.ssh, "--ssh").await?, http: listen(settings.http, "--http").await? };
     let readiness = Readiness::default();
+    let (tell_pulls, pulls) = watch::channel(Pulls::default());
     let http = probes::router(readiness.clone(), stages.metrics.clone());
-    let http = http.merge(tickets(given, &cluster, &stages)?);
+    let http = http.merge(tickets(given, &cluster, &stages)?).merge(pulls::router(pulls));
     let services = Services::default();
     services.tasks.spawn(answer(listeners.http, http, services.rest.clone()));
     let upkeep = Upkeep {
@@ -184,6 +187,8 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
         services.registry(registry, listener);
     }
     keep_pull_secret(&cluster, &namespace, given, &stages.place).await?;
+    let check = pull_check(&start, &cluster, &stages)?;
+    services.tasks.spawn(check.run(tell_pulls, services.rest.clone()));
     if let Err(error) = adopt_apps(&stages).await {
         // They run as they did; a server that does not start would help none of them.
         tracing::error!(error = %Chain(&error), "the apps cannot be taken over");
@@ -311,6 +316,21 @@ async fn keep_pull_secret(
         _ => {}
     }
     Ok(())
+}
+
+/// What tries whether kubelets can pull.
+fn pull_check(start: &Start, cluster: &Cluster, stages: &Stages) -> Result<PullCheck, ServeError> {
+    let (given, place) = (&start.settings, &stages.place);
+    let wrong = |source| ServeError::Registry { text: given.pull_host.clone(), source };
+    Ok(PullCheck {
+        driver: Arc::clone(&stages.driver),
+        client: stages.client.clone(),
+        repository: place.named(pulls::REPOSITORY).map_err(wrong)?,
+        pulled_as: format!("{}/{}", given.pull_host, pulls::REPOSITORY),
+        pull_secret: has_pull_secret(given).then(|| PULL_SECRET.to_owned()),
+        pods: Api::namespaced(cluster.client(), &given.apps_namespace),
+        identity: start.identity.clone(),
+    })
 }
 
 async fn stages(

@@ -25,6 +25,7 @@ mod options;
 pub mod people;
 mod ports;
 mod probes;
+pub mod pulls;
 mod queue;
 pub mod router;
 mod secrets;

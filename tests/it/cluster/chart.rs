@@ -68,6 +68,14 @@ const SETS: &[(&str, &[&str])] = &[
             "image.pullSecrets=null",
         ],
     ),
+    (
+        "certificates of a company",
+        &["build.caBundle=-----BEGIN CERTIFICATE-----", "registry.pullCheck=false"],
+    ),
+    (
+        "the same in a ConfigMap",
+        &["build.caBundleConfigMap.name=company", "registry.embedded.pullHost=a.b:80"],
+    ),
     ("no policy", &["networkPolicy.enabled=false", "crds.install=false", "logFormat=text"]),
     ("no class of storage", &["registry.embedded.storage.existingClaim=mine", "build.isolation=in-place"]),
 ];
@@ -91,6 +99,11 @@ const REFUSED: &[(&[&str], &str)] = &[
     (&["router.tlsSecret=t", "router.service.port=443"], "a port each"),
     (&["build.hostUsers=false", "namespaces.podSecurity.builds=baseline"], "SYS_ADMIN"),
     (&["networkPolicy.blocked={0.0.0.0/0}"], "blocked"),
+    (&["build.caBundle=company.pem"], "--set-file build.caBundle=FILE"),
+    (
+        &["build.caBundle=-----BEGIN CERTIFICATE-----", "build.caBundleConfigMap.name=company"],
+        "build.caBundleConfigMap.name",
+    ),
 ];
 
 /// Values, and where the program then says that the app `hello` is.

@@ -47,6 +47,7 @@ impl Drop for Volume {
 fn the_documented_installation_keeps_its_images_and_upgrades_under_a_build() {
     let _volume = Volume::new();
     let hephy = Installation::install_as_documented();
+    an_installation_ends_when_nodes_of_both_architectures_have_pulled();
     give_it_a_base(&hephy);
     let app = hephy.web("hello", "one\n");
     app.push().succeeded().says(&["(2 platforms,", "Released v1"]);
@@ -54,6 +55,20 @@ fn the_documented_installation_keeps_its_images_and_upgrades_under_a_build() {
     an_upgrade_fails_no_build(&hephy, &app);
     an_installation_without_more_words_takes_up_what_one_left(&hephy, &app);
     builds_have_users_of_their_own_where_the_value_says(&hephy, &app);
+    a_platform_without_a_node_is_made_on_another_if_nothing_of_it_is_executed(&hephy);
+    builds_and_receivers_trust_what_the_value_says(&hephy);
+    a_name_that_no_node_knows_ends_the_installation_with_the_value_to_change(&hephy);
+}
+
+/// The step of the chart is gone when it has succeeded; the server says what it saw.
+fn an_installation_ends_when_nodes_of_both_architectures_have_pulled() {
+    let logs = kubectl(&["logs", "deployment/hephy", "-n", "hephy"]).succeeded().stdout;
+    let line = logs.lines().find(|line| line.contains("nodes can pull")).unwrap_or_else(|| panic!("{logs}"));
+    for node in ["n1", "n2"] {
+        assert!(line.contains(&format!("Pulled {{ node: \\\"{node}\\\" }}")), "{line}");
+    }
+    let left = ["get", "jobs,pods", "-A", "-l", "app.kubernetes.io/component=pull-check", "-o", "name"];
+    assert_eq!(kubectl(&left).succeeded().stdout, "");
 }
 
 /// No public registry is reached from the cluster: `FROM busybox` is found in the mirror.
@@ -109,4 +124,61 @@ fn builds_have_users_of_their_own_where_the_value_says(hephy: &Installation, app
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "own users\n".to_owned()));
     let pods = ["get", "pods", "-n", "hephy-builds", "-o", "jsonpath={.items[*].spec.hostUsers}"];
     assert!(kubectl(&pods).succeeded().stdout.contains("false"));
+}
+
+fn a_platform_without_a_node_is_made_on_another_if_nothing_of_it_is_executed(hephy: &Installation) {
+    hephy.upgrade(&[r"build.nodeSelector.kubernetes\.io/arch=amd64"]).succeeded();
+    let dockerfile = "FROM --platform=$BUILDPLATFORM busybox AS made\nARG TARGETARCH\n\
+        RUN uname -m > /page && echo $TARGETARCH >> /page\n\
+        FROM busybox\nCOPY --from=made /page /www/index.html\nEXPOSE 8000\nCMD exec httpd -f -p $PORT -h /www\n";
+    let both = "[build]\nplatforms = [\"linux/amd64\", \"linux/arm64\"]\n";
+    let app = hephy.repository("cross", &[("Dockerfile", dockerfile), ("hephy.toml", both)]);
+    let refused =
+        app.push().failed_with(&["nothing here builds natively for linux/arm64: there is linux/amd64"]);
+    assert!(!refused.stderr.contains("Building"), "{}", refused.stderr);
+    app.commit(&[("hephy.toml", &format!("{both}require_native_nodes = false\n"))]);
+    app.push().succeeded().says(&[
+        "linux/arm64 is made on linux/amd64, where nothing of it is executed",
+        "Building on 1 node",
+        "(2 platforms,",
+    ]);
+    let page = hephy.get("cross", "/").unwrap().1;
+    assert!(page.starts_with("x86_64\n"), "it was made on an amd64 node: {page}");
+    let executes = dockerfile.replace("FROM busybox\n", "FROM busybox\nRUN true\n");
+    app.commit(&[("Dockerfile", &executes)]);
+    app.push().failed_with(&["Dockerfile:5 executes a program of linux/arm64, and nothing is emulated"]);
+    let lacks = dockerfile.replace("FROM busybox\n", "FROM busybox:none\n");
+    app.commit(&[("Dockerfile", &lacks)]);
+    let refused = app.push().failed_with(&[
+        "Dockerfile:4 on linux/amd64",
+        "Dockerfile:4 on linux/arm64",
+        "busybox:none",
+    ]);
+    assert!(!refused.stderr.contains("Building"), "{}", refused.stderr);
+}
+
+fn builds_and_receivers_trust_what_the_value_says(hephy: &Installation) {
+    let pem = hephy.path().join("company.pem");
+    let company =
+        "-----BEGIN CERTIFICATE-----\nb3Vycy1vZi10aGUtY29ycG9yYXRpb24=\n-----END CERTIFICATE-----\n";
+    std::fs::write(&pem, company).unwrap();
+    hephy.upgrade_with(&["--set-file", &format!("build.caBundle={}", pem.display())]).succeeded();
+    let dockerfile = "FROM busybox\nRUN mkdir /www && cp $SSL_CERT_FILE /www/index.html\nEXPOSE 8000\nCMD exec httpd -f -p $PORT -h /www\n";
+    let app = hephy.repository("trusting", &[("Dockerfile", dockerfile)]);
+    app.push().succeeded();
+    let page = hephy.get("trusting", "/").unwrap().1;
+    assert!(page.contains(company.trim()), "{page}");
+}
+
+fn a_name_that_no_node_knows_ends_the_installation_with_the_value_to_change(hephy: &Installation) {
+    let ended = hephy.upgrade(&["registry.embedded.pullHost=nowhere.invalid:5000"]);
+    assert!(!ended.ok, "{}", ended.stdout);
+    let logs = kubectl(&["logs", "-n", "hephy", "-l", "app.kubernetes.io/component=pull-check"]).succeeded();
+    let said = format!("{}{}{}", ended.stderr, logs.stdout, logs.stderr);
+    for text in
+        ["pull-check", "leave registry.embedded.pullHost empty", "nowhere.invalid", "node n1", "node n2"]
+    {
+        assert!(said.contains(text), "`{text}` is not in:\n{said}");
+    }
+    hephy.upgrade(&[]).succeeded();
 }

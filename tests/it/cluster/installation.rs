@@ -66,6 +66,12 @@ impl Installation {
 
     /// `helm upgrade --install` again.
     pub(crate) fn upgrade(&self, values: &[&str]) -> Ran {
+        let set: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
+        self.upgrade_with(&set)
+    }
+
+    /// The same with more of helm's words.
+    pub(crate) fn upgrade_with(&self, more: &[&str]) -> Ran {
         let setting = Setting::read();
         let (repository, tag) = setting.image.rsplit_once(':').unwrap();
         let key = self.path().join("id_ed25519.pub");
@@ -80,9 +86,7 @@ impl Installation {
         if self.way == Way::Usual {
             words.extend(["--take-ownership", "--set", &registry, "--set", "registry.insecure=true"]);
         }
-        for value in values {
-            words.extend(["--set", value]);
-        }
+        words.extend(more);
         let ran = helm(&words);
         if ran.ok {
             // Ready is what the pods are; each node's proxy learns of it a moment later.
