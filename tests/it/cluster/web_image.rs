@@ -70,9 +70,13 @@ fn layer(program: &[u8]) -> Vec<u8> {
     let head = "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'";
     file("www/cgi-bin/release", format!("{head}\necho $HEPHY_RELEASE\n").as_bytes());
     file("www/cgi-bin/env", format!("{head}\nenv\n").as_bytes());
-    // Ends without an answer: the head would be one.
-    file("www/cgi-bin/end", b"#!/bin/sh\nkillall -9 httpd\n");
-    for applet in ["sh", "httpd", "sleep", "env", "echo", "killall", "tail", "uname"] {
+    // The server of this connection and the one that it is of: no answer, since the head would be one. They are not told
+    // by their name, which is another where programs are emulated.
+    file(
+        "www/cgi-bin/end",
+        b"#!/bin/sh\nread pid name state parent rest </proc/$PPID/stat\nkill -9 $parent $PPID\n",
+    );
+    for applet in ["sh", "httpd", "sleep", "env", "echo", "tail", "uname"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
