@@ -36,6 +36,12 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: AppsArguments) -> 
             context.show(format.format, &view, info).await
         }
         Some(AppsCommand::Create { name }) => {
+            let is_there = store::load::<App>(context.server.store(), &store::ObjectName::of(&name)).await?;
+            if is_there.is_some_and(|app| app.object.owner == context.person.name) {
+                return Err(VerbError::Said(format!(
+                    "there is your app {name} already: `apps info -a {name}` shows it"
+                )));
+            }
             let Some(app) = context.server.create_app(&name, &context.person).await? else {
                 return Err(VerbError::Said(format!(
                     "the name {name} is hephy's own: give the app another name"

@@ -17,8 +17,14 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: ConfigArguments) -
         Some(ConfigCommand::List { app, format }) => list(context, &app, format.format).await,
         Some(ConfigCommand::Set { variables, app }) => {
             let app = context.app(&app).await?.object;
-            let changes =
-                variables.iter().map(|text| assignment(text)).collect::<Result<VariableChanges>>()?;
+            let mut changes = VariableChanges::new();
+            for text in &variables {
+                let (name, value) = assignment(text)?;
+                if changes.contains_key(&name) {
+                    return Err(VerbError::Said(format!("`{name}` is given twice: which value is meant?")));
+                }
+                changes.insert(name, value);
+            }
             apply(context, &app, changes).await
         }
         Some(ConfigCommand::Unset { names, app }) => {
@@ -28,9 +34,12 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: ConfigArguments) -
             for text in &names {
                 let name = text.parse::<EnvName>().map_err(|error| VerbError::Said(error.to_string()))?;
                 if !config.variables.contains_key(&name) {
-                    let known =
-                        config.variables.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                    return Err(VerbError::Said(format!("`{name}` is not set; set are: {known}")));
+                    let known = config.variables.keys().map(ToString::to_string).collect::<Vec<_>>();
+                    let set = match known.as_slice() {
+                        [] => "no variable is".to_owned(),
+                        _ => format!("set are: {}", known.join(", ")),
+                    };
+                    return Err(VerbError::Said(format!("`{name}` is not set; {set}")));
                 }
                 changes.insert(name, None);
             }

@@ -16,6 +16,8 @@ fn config_is_released_and_a_release_can_be_gone_back_to() {
     machine.verb("config unset B -a config").succeeded().says(&["Released v3"]);
     machine.verb("config unset B -a config").failed_with(&["`B` is not set"]);
     machine.verb("config set 1A=x -a config").failed_with(&["not a variable name"]);
+    machine.verb("config set A=1 A=2 -a config").failed_with(&["`A` is given twice"]);
+    machine.verb("apps create config").failed_with(&["your app config already"]);
     machine.verb("releases rollback v2 -a config").succeeded().says(&["Released v4"]);
     assert_eq!(
         machine.verb("config -a config --format json").succeeded().stdout,
