@@ -74,7 +74,14 @@ pub(crate) enum EngineError {
     Protocol,
     /// A RUN's command failed.
     #[error("`{command}` {end}")]
-    Run { command: String, end: String, status: Option<i32>, last_lines: Vec<String> },
+    Run {
+        command: String,
+        end: String,
+        status: Option<i32>,
+        /// The kernel has killed for want of memory: all that the build may use, or of a machine without a limit.
+        out_of_memory: Option<Option<u64>>,
+        last_lines: Vec<String>,
+    },
     /// A RUN's program is not in the image.
     #[error("the image has no `{program}`{}", if *is_shell { ", which runs command lines" } else { "" })]
     NoProgram { program: String, is_shell: bool },
@@ -150,6 +157,13 @@ impl EngineError {
                 "Write the command as a list, which needs no shell: RUN [\"/program\", \"argument\"]; or begin with a base that has one."
                     .to_owned(),
             ),
+            Self::Run { out_of_memory: Some(Some(bytes)), .. } => Some(format!(
+                "The kernel killed it for want of memory: the build may use {} MiB. Let it use less, or give builds more.",
+                bytes >> 20
+            )),
+            Self::Run { out_of_memory: Some(None), .. } => {
+                Some("The kernel killed it: the machine has no more memory.".to_owned())
+            }
             Self::Run { status: Some(127), .. } => {
                 Some("Status 127: a command was not found in the image.".to_owned())
             }

@@ -279,6 +279,13 @@ pub(crate) enum RunEnd {
     NoProgram,
     /// By a signal.
     Signalled(i32),
+    /// With a status, after the kernel has killed for want of memory.
+    OutOfMemory {
+        /// 128 and the signal's number if it was ended by one.
+        status: i32,
+        /// What all of the build may use; `None`: the machine had no more.
+        limit_bytes: Option<u64>,
+    },
     /// It ran into its time limit.
     TimedOut,
     /// The engine went away.

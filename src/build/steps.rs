@@ -456,16 +456,21 @@ impl Engine {
         drop(materials);
         let Response::Ran { end, made } = response else { return Err(EngineError::Protocol) };
         let millis = millis(step.clock);
+        let mut out_of_memory = None;
         let (status, end) = match end {
             RunEnd::Exited(0) => return made.ok_or(EngineError::Protocol),
             RunEnd::NoProgram => return Err(EngineError::NoProgram { program, is_shell }),
             RunEnd::Exited(status) => (Some(status), ending(Some(status), None, millis)),
             RunEnd::Signalled(signal) => (Some(128 + signal), ending(None, Some(signal), millis)),
+            RunEnd::OutOfMemory { status, limit_bytes } => {
+                out_of_memory = Some(limit_bytes);
+                (Some(status), ending(Some(status), None, millis))
+            }
             RunEnd::TimedOut => return Err(EngineError::TimedOut { limit: self.options.limits.time }),
             RunEnd::Cancelled => return Err(EngineError::Cancelled),
         };
         let last_lines = last.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        Err(EngineError::Run { command, end, status, last_lines })
+        Err(EngineError::Run { command, end, status, out_of_memory, last_lines })
     }
 }
 

@@ -24,8 +24,8 @@ use crate::layers::{
 };
 use crate::oci::Digest;
 use crate::sandbox::{
-    Access, Changes, Isolation, Mount, MountSource, Outcome, Received, RootSpec, Sandbox, SandboxError,
-    Stdio, Step, StepNetwork, UserIds, worker,
+    Access, Changes, Isolation, MemoryKills, Mount, MountSource, Outcome, Received, RootSpec, Sandbox,
+    SandboxError, Stdio, Step, StepNetwork, UserIds, worker,
 };
 
 /// The largest `/etc/passwd` that is read.
@@ -533,6 +533,7 @@ impl Body {
             privileged: run.privileged,
             ..Step::default()
         };
+        let before = MemoryKills::read();
         let running = self.sandbox.start(root, &step, Stdio::merged(output.as_fd())?)?;
         drop(output);
         // After the start, since a process that starts another has one thread; it ends before this returns.
@@ -541,8 +542,11 @@ impl Body {
         let outcome = running.wait(Some(limit), self.hangup.as_ref().map(AsFd::as_fd))?;
         Ok(match outcome {
             Outcome::Exited(NOT_FOUND) if is_absent(&files, run) => RunEnd::NoProgram,
-            Outcome::Exited(status) => RunEnd::Exited(status),
-            Outcome::Signalled(signal) => RunEnd::Signalled(signal),
+            Outcome::Exited(0) => RunEnd::Exited(0),
+            Outcome::Exited(status) => out_of_memory(before, status).unwrap_or(RunEnd::Exited(status)),
+            Outcome::Signalled(signal) => {
+                out_of_memory(before, 128 + signal).unwrap_or(RunEnd::Signalled(signal))
+            }
             Outcome::TimedOut => RunEnd::TimedOut,
             Outcome::Cancelled => RunEnd::Cancelled,
         })
@@ -571,6 +575,12 @@ impl Body {
         }
         Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }
+}
+
+/// The end of a command that failed, if the kernel has killed for memory since `before`.
+fn out_of_memory(before: Option<MemoryKills>, status: i32) -> Option<RunEnd> {
+    let limit_bytes = MemoryKills::read()?.limit_since(before)?;
+    Some(RunEnd::OutOfMemory { status, limit_bytes })
 }
 
 /// Whether the program of a RUN is named by its path and is not there, neither in the image nor by a mount.

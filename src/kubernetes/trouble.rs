@@ -138,6 +138,11 @@ fn of_container(pod: &Pod, container: &ContainerStatus) -> Option<PodTrouble> {
     let ended = ended(state)?;
     match ended.reason.as_deref() {
         Some("OOMKilled") => Some(PodTrouble::OutOfMemory { limit: memory_limit(pod, &container.name) }),
+        // What containerd and the kubelet say of a container that was gone when they began: the node has lost its power.
+        Some(reason @ ("Unknown" | "ContainerStatusUnknown")) => Some(PodTrouble::Disrupted {
+            reason: reason.to_owned(),
+            message: ended.message.unwrap_or_else(|| "its node began anew without it".to_owned()),
+        }),
         _ if ended.exit_code != 0 => {
             Some(PodTrouble::Exited { exit_code: ended.exit_code, signal: ended.signal.filter(|s| *s != 0) })
         }
@@ -222,6 +227,17 @@ mod tests {
             "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}}),
         );
         assert_eq!(trouble(&failed), Some(PodTrouble::Exited { exit_code: 1, signal: None }));
+    }
+
+    #[test]
+    fn a_container_that_was_gone_when_its_node_began_anew_is_worth_another_attempt() {
+        let lost = pod(
+            serde_json::json!({"status": {"phase": "Failed", "containerStatuses": [{"name": "build", "image": "i",
+            "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 255, "reason": "Unknown"}}}]}}),
+        );
+        let trouble = trouble(&lost).unwrap();
+        assert!(trouble.is_passing());
+        assert_eq!(trouble.to_string(), "the pod was taken away (Unknown): its node began anew without it");
     }
 
     #[test]

@@ -121,6 +121,63 @@ impl Cgroup {
     }
 }
 
+/// How often the kernel has killed in this process's group because its memory was used up, and what that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryKills {
+    count: u64,
+    limit_bytes: Option<u64>,
+}
+
+/// What the kernel says where there is no limit: the largest number of pages.
+const NO_LIMIT: u64 = 1 << 62;
+
+impl MemoryKills {
+    /// Reads it; `None` where the kernel does not say.
+    #[must_use]
+    pub fn read() -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        memory_directories(&own).iter().find_map(|directory| Self::of(directory))
+    }
+
+    /// The limit, if the kernel has killed since `before`; `Some(None)` if the machine itself had no more.
+    #[must_use]
+    pub fn limit_since(self, before: Option<Self>) -> Option<Option<u64>> {
+        (self.count > before?.count).then_some(self.limit_bytes)
+    }
+
+    fn of(directory: &Path) -> Option<Self> {
+        let read = |name: &str| fs::read_to_string(directory.join(name)).ok();
+        let count = |text: &str| {
+            let mut lines = text.lines();
+            lines.find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        };
+        let (events, limit) = match read("memory.events") {
+            Some(events) => (events, read("memory.max")),
+            None => (read("memory.oom_control")?, read("memory.limit_in_bytes")),
+        };
+        let limit_bytes = limit.and_then(|text| text.trim().parse().ok()).filter(|bytes| *bytes < NO_LIMIT);
+        Some(Self { count: count(&events)?, limit_bytes })
+    }
+}
+
+/// Where the own group's memory may be: as it is named, or what a container sees as the root.
+fn memory_directories(own: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for line in own.lines() {
+        let Some((controllers, path)) = line.split_once(':').and_then(|(_, rest)| rest.split_once(':'))
+        else {
+            continue;
+        };
+        let mount = match controllers {
+            "" => PathBuf::from(MOUNT),
+            _ if controllers.split(',').any(|name| name == "memory") => Path::new(MOUNT).join("memory"),
+            _ => continue,
+        };
+        found.extend([mount.join(path.trim_start_matches('/')), mount]);
+    }
+    found
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
         for directory in &self.directories {
@@ -234,6 +291,26 @@ mod tests {
     fn half_a_core_is_half_of_each_period_and_little_is_not_nothing() {
         assert_eq!(quota(500), 50_000);
         assert_eq!(quota(1), 1000);
+    }
+
+    #[test]
+    fn what_was_killed_for_memory_is_read_on_both_versions() {
+        let two = "7:memory,x:/kube/a\n3:cpu:/b\n0::/c\n";
+        let expected = ["memory/kube/a", "memory", "c", ""].map(|name| Path::new(MOUNT).join(name));
+        assert_eq!(memory_directories(two), expected);
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        assert_eq!(MemoryKills::of(directory.path()), None);
+        write("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
+        write("memory.limit_in_bytes", "9223372036854771712\n");
+        let before = MemoryKills::of(directory.path());
+        assert_eq!(before, Some(MemoryKills { count: 1, limit_bytes: None }));
+        write("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n");
+        write("memory.max", "100663296\n");
+        let after = MemoryKills::of(directory.path()).unwrap();
+        assert_eq!(after.limit_since(before), Some(Some(96 << 20)));
+        assert_eq!(after.limit_since(Some(after)), None);
+        assert_eq!(after.limit_since(None), None);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use cgroup::Limits;
+pub use cgroup::{Limits, MemoryKills};
 pub use error::SandboxError;
 pub use ids::IdMap;
 pub use in_place::InPlaceSandbox;

@@ -435,7 +435,10 @@ impl<'a> Attempt<'a> {
     fn with_limit(&self, failure: BuildFailure) -> BuildFailure {
         let limits = self.driver.config.resources.limits.as_ref();
         match (failure, limits.and_then(|limits| limits.get("memory"))) {
-            (BuildFailure::App(step), Some(limit)) if step.exit_status == Some(137) => {
+            // Where the engine itself cannot tell why.
+            (BuildFailure::App(step), Some(limit))
+                if step.hint.as_ref().is_some_and(|hint| hint.starts_with("Status 137")) =>
+            {
                 let hint =
                     format!("Status 137: the command was killed; the build may use {} of memory.", limit.0);
                 BuildFailure::App(StepFailure { hint: Some(hint), ..step })

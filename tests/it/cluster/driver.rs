@@ -9,7 +9,8 @@ use hephy::driver::kubernetes::{JobConfig, KubernetesDriver};
 use hephy::kubernetes::Cluster;
 use hephy::oci::{Host, Reference};
 use hephy::registry::client::{Client, ClientConfig, Reach};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use tokio::sync::mpsc;
@@ -47,6 +48,26 @@ impl Jobs {
         rights::everywhere(&cluster, &namespace, "hephy-builds").await;
         let driver = KubernetesDriver::new(limited, client, JobConfig::new(&namespace, image));
         Self { place: Place::new(), driver, cluster, namespace }
+    }
+}
+
+impl Jobs {
+    fn config(&self) -> JobConfig {
+        JobConfig::new(&self.namespace, Setting::read().image)
+    }
+
+    fn driver_of(&self, config: JobConfig) -> KubernetesDriver {
+        let reach = Reach::plain(registry().parse().unwrap());
+        let client = Client::new(ClientConfig { reach, ..ClientConfig::default() });
+        KubernetesDriver::new(self.cluster.clone(), client, config)
+    }
+
+    /// How a build fails that is made as `config` says.
+    async fn failure(&self, config: JobConfig, dockerfile: &str) -> BuildFailure {
+        let request = request(self, dockerfile);
+        let (sender, mut receiver) = mpsc::channel(16);
+        tokio::spawn(async move { while receiver.recv().await.is_some() {} });
+        self.driver_of(config).build(&request, sender, CancellationToken::new()).await.unwrap_err()
     }
 }
 
@@ -153,19 +174,37 @@ async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_build_that_writes_more_than_its_room_is_told_the_limit() {
+    let bench = Jobs::new().await;
+    let config = JobConfig { scratch_size_limit: Some("64Mi".to_owned()), ..bench.config() };
+    // Evicted by its kubelet, which looks every few seconds.
+    let failure =
+        bench.failure(config, "FROM busybox:1\nRUN dd if=/dev/zero of=/large bs=1M count=160; sleep 120\n");
+    let BuildFailure::App(step) = failure.await else { panic!("it is the app's") };
+    assert!(step.heading.contains("exceeds the limit \"64Mi\""), "{step:?}");
+    assert!(step.hint.as_ref().is_some_and(|hint| hint.contains("build.scratchSizeLimit")), "{step:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn a_build_that_uses_more_than_its_memory_is_told_the_limit() {
+    let bench = Jobs::new().await;
+    let limits = [("memory".to_owned(), Quantity("96Mi".to_owned()))].into();
+    let resources = ResourceRequirements { limits: Some(limits), ..ResourceRequirements::default() };
+    let config = JobConfig { resources, ..bench.config() };
+    // busybox's `tail` keeps what may be the last line.
+    let failure = bench.failure(config, "FROM busybox:1\nRUN tail /dev/zero\n").await;
+    let BuildFailure::App(step) = failure else { panic!("{failure:?}") };
+    assert!(step.hint.as_ref().is_some_and(|hint| hint.contains("may use 96 MiB")), "{step:?}");
+    bench.end().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
 async fn an_architecture_without_a_node_is_named() {
     let bench = Jobs::new().await;
-    let driver = KubernetesDriver::new(
-        bench.cluster.clone(),
-        Client::new(ClientConfig {
-            reach: Reach::plain(registry().parse().unwrap()),
-            ..ClientConfig::default()
-        }),
-        JobConfig {
-            waiting_limit: Duration::from_secs(5),
-            ..JobConfig::new(&bench.namespace, Setting::read().image)
-        },
-    );
+    let driver = bench.driver_of(JobConfig { waiting_limit: Duration::from_secs(5), ..bench.config() });
     let request = BuildRequest {
         platform: "linux/s390x".parse().unwrap(),
         ..request(&bench, "FROM busybox:1\nRUN true\n")
