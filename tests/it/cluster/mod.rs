@@ -1,6 +1,7 @@
 //! On a real cluster of two architectures: `scripts/test-cluster` starts it and runs what is ignored otherwise.
 
 mod chart;
+mod cli;
 mod defaults;
 mod driver;
 mod image;
@@ -38,6 +39,11 @@ impl Setting {
         let image = variable("HEPHY_TEST_IMAGE", &format!("{registry}/hephy:dev"));
         Self { registry, node, image }
     }
+}
+
+/// Whether no user namespace can be had (`scripts/test-cluster --strict`).
+pub(crate) fn is_strict() -> bool {
+    std::env::var_os("HEPHY_TEST_STRICT").is_some()
 }
 
 /// Runs a program to its end.

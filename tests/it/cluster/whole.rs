@@ -1,6 +1,7 @@
 //! The whole way of a push on a cluster: Jobs on nodes of both architectures, one index, a rollout, the router.
 
-use std::process::Stdio;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
     both_architectures_run(&hephy);
     an_uninstall_leaves_the_apps_and_an_install_adopts_them(&hephy, &app);
     a_build_whose_server_is_killed_is_finished_by_the_next(&hephy, &app);
+    a_rollout_whose_server_is_killed_is_finished_by_the_next(&hephy, &app);
+    a_build_whose_node_loses_power_is_made_again(&hephy, &app);
     a_stranger_is_told_the_command_that_adds_the_key(&hephy);
     two_servers_share_the_work_and_are_replaced_under_a_push(&hephy, &app);
 }
@@ -39,7 +42,7 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
 fn a_stranger_is_told_the_command_that_adds_the_key(hephy: &Installation) {
     hephy.verb_as("id_stranger", "apps").failed_with(&["SHA256:", "keys add"]);
     // Whoever may write the records needs no admin.
-    let mut add = std::process::Command::new(env!("CARGO_BIN_EXE_hephy"));
+    let mut add = Command::new(env!("CARGO_BIN_EXE_hephy"));
     add.args(["keys", "add", "--kube", "--user", "bob"]).arg(hephy.path().join("id_stranger.pub"));
     Ran::of(add.output().unwrap()).succeeded().says(&["bob has the key"]);
     hephy.verb_as("id_stranger", "apps").succeeded();
@@ -73,6 +76,7 @@ fn two_servers_share_the_work_and_are_replaced_under_a_push(
     kubectl(&["rollout", "status", "deployment/hephy", "-n", "hephy", "--timeout=120s"]).succeeded();
 }
 
+const SERVER: &str = "app.kubernetes.io/component=server";
 /// Lists the builds' pods that run.
 const RUNNING: [&str; 7] =
     ["get", "pods", "-n", "hephy-builds", "--field-selector=status.phase=Running", "-o", "name"];
@@ -169,8 +173,7 @@ fn a_build_whose_server_is_killed_is_finished_by_the_next(
     let mut push = app.command(&["push", "deis", "main"]);
     let mut push = push.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     eventually("both pods build", || kubectl(&RUNNING).stdout.lines().count() == 2);
-    let server = "app.kubernetes.io/component=server";
-    kubectl(&["delete", "pod", "-n", "hephy", "-l", server, "--force", "--grace-period=0"]).succeeded();
+    kill_servers();
     assert!(!push.wait().unwrap().success());
     eventually("the next server finishes the build", || {
         hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "adopted\n".to_owned()))
@@ -179,4 +182,61 @@ fn a_build_whose_server_is_killed_is_finished_by_the_next(
     assert!(!jobs.contains("--2\n"), "no build was made again:\n{jobs}");
     // It follows the build to its end, or finds it there.
     app.push().succeeded();
+}
+
+fn a_rollout_whose_server_is_killed_is_finished_by_the_next(
+    hephy: &Installation,
+    app: &super::installation::Repository<'_>,
+) {
+    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
+    let slow = good.replace("CMD exec httpd", "CMD sleep 5; exec httpd");
+    assert_ne!(slow, good);
+    app.commit(&[("Dockerfile", &slow), ("www/index.html", "rolled out\n")]);
+    let mut push = app.command(&["push", "deis", "main"]);
+    let mut push = push.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let told = BufReader::new(push.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut told = told.skip_while(|line| !line.contains("Published"));
+    assert!(told.next().is_some(), "an index is published");
+    kill_servers();
+    let _until_the_end = told.count();
+    assert!(!push.wait().unwrap().success());
+    eventually("the next server finishes the rollout", || {
+        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "rolled out\n".to_owned()))
+    });
+    app.commit(&[("Dockerfile", &good), ("www/index.html", "and on\n")]);
+    app.push().succeeded();
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "and on\n".to_owned()));
+}
+
+/// Only where the tests know how a node is made to lose its power.
+fn a_build_whose_node_loses_power_is_made_again(
+    hephy: &Installation,
+    app: &super::installation::Repository<'_>,
+) {
+    let Some(cluster) = std::env::var_os("HEPHY_CLUSTER") else { return };
+    let cluster = |words: &[&str]| {
+        // What it starts goes on, and would keep a pipe open.
+        let status = Command::new(&cluster).args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(status.unwrap().success(), "{words:?}");
+    };
+    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
+    let slow = good.replace("RUN uname -m > /machine", "RUN sleep 11; uname -m > /machine");
+    app.commit(&[("Dockerfile", &slow), ("www/index.html", "with power\n")]);
+    let mut push = app.command(&["push", "deis", "main"]);
+    let push = push.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("both pods build", || kubectl(&RUNNING).stdout.lines().count() == 2);
+    // The server is to be on the other one.
+    let place = ["get", "pods", "-n", "hephy", "-l", SERVER, "-o", "jsonpath={.items[*].spec.nodeName}"];
+    let lost = if kubectl(&place).succeeded().stdout == "n2" { "n1" } else { "n2" };
+    cluster(&["stop-node", lost]);
+    cluster(&["up"]);
+    Ran::of(push.wait_with_output().unwrap()).succeeded().says(&["attempt 2 of 3"]);
+    eventually("the app answers", || {
+        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "with power\n".to_owned()))
+    });
+}
+
+/// As if their machines had lost power.
+fn kill_servers() {
+    kubectl(&["delete", "pod", "-n", "hephy", "-l", SERVER, "--force", "--grace-period=0"]).succeeded();
 }
