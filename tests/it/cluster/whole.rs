@@ -200,9 +200,11 @@ fn a_rollout_whose_server_is_killed_is_finished_by_the_next(
     kill_servers();
     let _until_the_end = told.count();
     assert!(!push.wait().unwrap().success());
+    let commit = app.git(&["rev-parse", "HEAD"]).succeeded().stdout;
     eventually("the next server finishes the rollout", || {
-        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "rolled out\n".to_owned()))
+        hephy.verb("apps info -a hello").succeeded().stdout.contains(commit.trim())
     });
+    assert_eq!(hephy.get("hello", "/").unwrap(), (200, "rolled out\n".to_owned()));
     app.commit(&[("Dockerfile", &good), ("www/index.html", "and on\n")]);
     app.push().succeeded();
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "and on\n".to_owned()));
