@@ -202,7 +202,7 @@ fn a_rollout_whose_server_is_killed_is_finished_by_the_next(
     assert!(!push.wait().unwrap().success());
     let commit = app.git(&["rev-parse", "HEAD"]).succeeded().stdout;
     eventually("the next server finishes the rollout", || {
-        hephy.verb("apps info -a hello").succeeded().stdout.contains(commit.trim())
+        hephy.verb("apps info -a hello").stdout.contains(commit.trim())
     });
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "rolled out\n".to_owned()));
     app.commit(&[("Dockerfile", &good), ("www/index.html", "and on\n")]);
