@@ -100,7 +100,7 @@ impl Capture {
     ) -> Result<Option<Digest>, EngineError> {
         let cache = self.cache.clone().filter(|cache| cache.wants(is_run));
         let directory = (in_image || cache.is_some()).then(|| self.spool.clone());
-        let (response, spooled) =
+        let (response, (diff_id, tar)) =
             worker.call_reading(Request::Diff { made, epoch }, move |tar| spool(tar, directory)).await?;
         let Response::Diffed { entries, bytes } = response else { return Err(EngineError::Protocol) };
         let at = Timestamp::now();
@@ -112,7 +112,6 @@ impl Capture {
             }
             return Ok(None);
         }
-        let (diff_id, tar) = spooled.map_err(EngineError::io("keep a layer"))?;
         worker.call(Request::Commit { made, diff_id, entries, bytes }, Vec::new()).await?;
         record(&self.store, keys, &StepRecord { layer: Some(diff_id), at: Some(at) })?;
         if let Some(tar) = tar {
@@ -132,7 +131,7 @@ impl Capture {
         let directory = Some(self.spool.clone());
         let request = Request::Pack { diff_id, lowers };
         let (_, spooled) = worker.call_reading(request, move |tar| spool(tar, directory)).await?;
-        match spooled.map_err(EngineError::io("keep a layer"))? {
+        match spooled {
             (found, Some(tar)) if found == diff_id => {
                 let cache = self.cache.clone().filter(|cache| cache.wants(is_run));
                 let cache = cache.and_then(|cache| {
@@ -253,9 +252,13 @@ pub(crate) fn record(store: &LayerStore, keys: &[Digest], record: &StepRecord) -
 ///
 /// Without a directory it is only hashed.
 fn spool(
-    mut tar: io::PipeReader,
+    tar: impl Read,
     directory: Option<PathBuf>,
-) -> io::Result<(Digest, Option<SpooledTempFile>)> {
+) -> Result<(Digest, Option<SpooledTempFile>), EngineError> {
+    spooled(tar, directory).map_err(EngineError::io("keep a layer"))
+}
+
+fn spooled(mut tar: impl Read, directory: Option<PathBuf>) -> io::Result<(Digest, Option<SpooledTempFile>)> {
     let mut kept = directory.map(|directory| tempfile::spooled_tempfile_in(MAX_SPOOLED_BYTES, directory));
     let mut sum = Sha256::new();
     let mut buffer = vec![0; 256 * 1024];

@@ -558,15 +558,9 @@ impl Engine {
             blocking(move || Ok(context.is_readable_by_all())).await?
         };
         if !in_place {
-            let (reader, writer) = std::io::pipe().map_err(EngineError::io("make a pipe"))?;
             let context = Arc::clone(&self.context);
-            let writing =
-                blocking(move || context.write_tar(std::io::BufWriter::with_capacity(1 << 16, writer)));
-            let worker = self.trees.worker().await?;
-            let (written, unpacked) =
-                tokio::join!(writing, worker.call(Request::Context, vec![reader.into()]));
-            unpacked?;
-            written?;
+            let write = move |pipe| context.write_tar(std::io::BufWriter::with_capacity(1 << 16, pipe));
+            self.trees.worker().await?.call_writing(Request::Context, write).await?;
         }
         self.context_copied = Some(!in_place);
         Ok(!in_place)

@@ -112,10 +112,13 @@ impl WorkerProcess {
     }
 
     /// Asks for something that is written to a pipe, which `read` reads meanwhile.
+    ///
+    /// # Errors
+    /// The reader's, if both ends fail: of a reader that stopped the writer only knows that nobody reads.
     pub(crate) async fn call_reading<T: Send + 'static>(
         &self,
         request: Request,
-        read: impl FnOnce(io::PipeReader) -> T + Send + 'static,
+        read: impl FnOnce(io::PipeReader) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<(Response, T), EngineError> {
         self.call_reading_with(request, Vec::new(), read).await
     }
@@ -125,18 +128,47 @@ impl WorkerProcess {
         &self,
         request: Request,
         fds: Vec<OwnedFd>,
-        read: impl FnOnce(io::PipeReader) -> T + Send + 'static,
+        read: impl FnOnce(io::PipeReader) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<(Response, T), EngineError> {
         let (reader, writer) = io::pipe().map_err(EngineError::io("make a pipe"))?;
-        let reading = tokio::task::spawn_blocking(move || read(reader));
+        let reading = blocking(move || read(reader));
         let fds = std::iter::once(writer.into()).chain(fds).collect();
-        let response = self.call(request, fds).await;
-        let read = reading.await.map_err(|error| EngineError::Io {
-            what: "read from the sandbox".to_owned(),
-            source: error.into(),
-        })?;
-        Ok((response?, read))
+        let (read, response) = tokio::join!(reading, self.call(request, fds));
+        both_ends(read, response).map(|(read, response)| (response, read))
     }
+
+    /// Asks for something that is read from a pipe, which `write` writes to meanwhile.
+    ///
+    /// # Errors
+    /// The writer's, if both ends fail, but where all it knows is that nobody reads: what it did not write the reader misses.
+    pub(crate) async fn call_writing(
+        &self,
+        request: Request,
+        write: impl FnOnce(io::PipeWriter) -> Result<(), EngineError> + Send + 'static,
+    ) -> Result<Response, EngineError> {
+        let (reader, writer) = io::pipe().map_err(EngineError::io("make a pipe"))?;
+        let writing = blocking(move || write(writer));
+        let (written, response) = tokio::join!(writing, self.call(request, vec![reader.into()]));
+        both_ends(written, response).map(|((), response)| response)
+    }
+}
+
+/// What our end of a pipe and the worker's came to. If both failed, ours says why, unless it only says that the other is gone.
+fn both_ends<T>(
+    ours: Result<T, EngineError>,
+    workers: Result<Response, EngineError>,
+) -> Result<(T, Response), EngineError> {
+    match (ours, workers) {
+        (Ok(ours), Ok(response)) => Ok((ours, response)),
+        (Err(ours), Err(workers)) if is_broken_pipe(&ours) => Err(workers),
+        (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Passes calls on until nobody can call any more, or the worker is gone.
@@ -258,6 +290,7 @@ fn store_owner(ids: &IdMap) -> Option<Owner> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::protocol::WorkerFailure;
 
     fn lines(input: &[u8], max: usize) -> Vec<String> {
         let mut lines = Vec::new();
@@ -269,6 +302,25 @@ mod tests {
     fn lines_are_cut_and_made_utf8_and_the_last_needs_no_newline() {
         assert_eq!(lines(b"a\r\n\nb\xff\x07c", 10), ["a", "", "b\u{fffd}c"]);
         assert_eq!(lines(b"abcdef\ngh", 3), ["abc …", "gh"]);
+    }
+
+    #[test]
+    fn of_a_pipes_two_ends_the_one_that_knows_why_is_told() {
+        let told = |ours: Option<io::ErrorKind>, workers: Option<&str>| {
+            let ours = ours.map_or(Ok(()), |kind| Err(EngineError::io("keep a layer")(kind.into())));
+            let workers = workers.map_or(Ok(Response::Done), |text| {
+                let chain = vec![text.to_owned(), "broken pipe".to_owned()];
+                Err(EngineError::Worker(WorkerFailure { app: false, chain }))
+            });
+            both_ends(ours, workers).map(|_| ()).map_err(|error| error.to_string())
+        };
+        let (ours, workers) = (Err("failed to keep a layer".to_owned()), Err("cannot write".to_owned()));
+        assert_eq!(told(Some(io::ErrorKind::StorageFull), Some("cannot write")), ours);
+        assert_eq!(told(Some(io::ErrorKind::StorageFull), None), ours);
+        assert_eq!(told(Some(io::ErrorKind::BrokenPipe), Some("cannot write")), workers);
+        assert_eq!(told(Some(io::ErrorKind::BrokenPipe), None), ours);
+        assert_eq!(told(None, Some("cannot write")), workers);
+        assert_eq!(told(None, None), Ok(()));
     }
 
     #[test]

@@ -450,9 +450,11 @@ impl Engine {
             events(BuildEvent::Output { step: number, stage: stage.clone(), line });
         };
         let worker = self.trees.worker().await?;
-        let reading = move |output| read_lines(output, MAX_LINE_BYTES, tell);
+        let reading = move |output| {
+            read_lines(output, MAX_LINE_BYTES, tell).map_err(EngineError::io("read what RUN prints"))
+        };
         let context = materials.context.take().into_iter().collect();
-        let (response, _read) = worker.call_reading_with(Request::Run(request), context, reading).await?;
+        let (response, ()) = worker.call_reading_with(Request::Run(request), context, reading).await?;
         drop(materials);
         let Response::Ran { end, made } = response else { return Err(EngineError::Protocol) };
         let millis = millis(step.clock);

@@ -132,8 +132,8 @@ impl Saving {
         let (left, told) = (self.max_bytes, Arc::clone(&is_over));
         let compress = move |tar: io::PipeReader| {
             let tar = AtMost { tar, left, is_over: told };
-            let compressed = compress_layer(tar, &mut writer, COMPRESSION)?;
-            io::Result::Ok((compressed, writer))
+            let compressed = compress_layer(tar, &mut writer, COMPRESSION);
+            Ok((compressed.map_err(EngineError::io("compress a cache mount"))?, writer))
         };
         let saved = worker.call_reading(Request::SaveCache { name }, compress).await;
         if is_over.load(Ordering::Relaxed) {
@@ -142,14 +142,11 @@ impl Saving {
                 megabytes(self.max_bytes)
             ));
         }
-        let (response, compressed) = saved.map_err(|error| Chain(&error).to_string())?;
+        let (response, (compressed, file)) = saved.map_err(|error| Chain(&error).to_string())?;
         let key = key(&name, self.remote.platform());
         let kept = match response {
             Response::Diffed { entries: 0, .. } => self.remote.keep_nothing(&key).await,
-            Response::Diffed { .. } => {
-                let (compressed, file) = compressed.map_err(|error| error.to_string())?;
-                self.remote.keep_file(&key, file.path(), &compressed).await
-            }
+            Response::Diffed { .. } => self.remote.keep_file(&key, file.path(), &compressed).await,
             _ => Ok(()),
         };
         kept.map_err(|error| Chain(&error).to_string())
