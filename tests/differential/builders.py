@@ -1,6 +1,7 @@
 """The two builders: the one that is tried, and the one that it is compared with."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,11 @@ class Built:
         return (told or lines or ["nothing was said"])[-1][:300]
 
 
+    def refusal(self):
+        """The reason without times, which are another one's."""
+        return re.sub(r"[0-9.]+s\b", "", self.reason())
+
+
 def execute(arguments, layout, **options):
     clock = time.monotonic()
     try:
@@ -37,16 +43,16 @@ def execute(arguments, layout, **options):
 
 
 class Hephy:
-    name = "hephy"
-
-    def __init__(self, program, data, server):
+    def __init__(self, program, data, server, name="hephy", flags=()):
         self.program = program
         self.server = server
         self.data = data
+        self.name = name
+        self.flags = list(flags)
 
-    def build(self, case, layout, data=None):
+    def build(self, case, layout):
         arguments = [self.program, "build", "-c", case.context, "-f", case.dockerfile, "--no-push",
-                     "--oci-layout-path", layout, "--data", data or self.data, "--mirror", self.server.host + "/mirror"]
+                     "--oci-layout-path", layout, "--data", self.data, "--mirror", self.server.host + "/mirror", *self.flags]
         for name, value in case.build_args(self.server).items():
             arguments += ["--build-arg", f"{name}={value}"]
         for name, value in case.options.get("labels", {}).items():
@@ -56,6 +62,9 @@ class Hephy:
         if "target" in case.options:
             arguments += ["--target", case.options["target"]]
         return execute(arguments, layout)
+
+    def end(self):
+        """Nothing of it runs on."""
 
 
 class BuildKit:
@@ -120,6 +129,7 @@ root = "{root}/state"
         return execute(arguments, layout)
 
     def end(self):
+        """Ends the daemon."""
         self.daemon.send_signal(signal.SIGTERM)
         try:
             self.daemon.wait(20)

@@ -54,11 +54,13 @@ class Image:
         if len(self.diff_ids) != len(manifest["layers"] or []):
             raise Broken("the manifest and the configuration have different numbers of layers")
         self.tree = {}
+        self.layers = []
         for layer, diff_id in zip(manifest["layers"] or [], self.diff_ids):
             data = decompress(layout.blob(layer["digest"]))
             if "sha256:" + hashlib.sha256(data).hexdigest() != diff_id:
                 raise Broken(f"layer {layer['digest']} is not of the diff id {diff_id}")
             apply(self.tree, data)
+            self.layers.append(data)
 
 
 def decompress(data):
@@ -132,36 +134,63 @@ def links(tree):
     return {path: sorted(group) for group in groups.values() if len(group) > 1 for path in group}
 
 
-def tree_differences(ours, theirs):
-    """Lines that say what differs between two images' files."""
+def tree_differences(ours, theirs, other="BuildKit"):
+    """Lines that say what differs between two images' files; `other` made the second."""
     our_links, their_links = links(ours.tree), links(theirs.tree)
     for path in sorted(ours.tree.keys() | theirs.tree.keys()):
         here, there = ours.tree.get(path), theirs.tree.get(path)
         if here is None or there is None:
             found = here or there
             say = " ".join(str(found.get(key, "")) for key in ("type", "mode", "owner", "target")).strip()
-            yield f"{path}: {'not in BuildKit' if here else 'only in BuildKit'} ({say})"
+            yield f"{path}: {'not in' if here else 'only in'} {other} ({say})"
             continue
         for key in sorted(here.keys() | there.keys()):
             if here.get(key) != there.get(key):
-                yield f"{path}: {key} is {here.get(key)!r}, with BuildKit {there.get(key)!r}"
+                yield f"{path}: {key} is {here.get(key)!r}, with {other} {there.get(key)!r}"
         if our_links.get(path) != their_links.get(path):
-            yield f"{path}: hard links {our_links.get(path)}, with BuildKit {their_links.get(path)}"
+            yield f"{path}: hard links {our_links.get(path)}, with {other} {their_links.get(path)}"
 
 
-def config_differences(ours, theirs):
+def config_differences(ours, theirs, other="BuildKit"):
     """Lines that say what differs between two configurations."""
     for key in ("architecture", "os", "variant", "author"):
         if (ours.config.get(key) or None) != (theirs.config.get(key) or None):
-            yield f"config {key}: {ours.config.get(key)!r}, with BuildKit {theirs.config.get(key)!r}"
+            yield f"config {key}: {ours.config.get(key)!r}, with {other} {theirs.config.get(key)!r}"
     here, there = ours.config.get("config", {}), theirs.config.get("config", {})
     for key in sorted((here.keys() | there.keys()) - WINDOWS):
-        mine, other = here.get(key) or None, there.get(key) or None
+        mine, others = here.get(key) or None, there.get(key) or None
         if key == "WorkingDir":
-            mine, other = mine or "/", other or "/"
-        if mine != other:
-            yield f"config {key}: {json.dumps(mine)}, with BuildKit {json.dumps(other)}"
+            mine, others = mine or "/", others or "/"
+        if mine != others:
+            yield f"config {key}: {json.dumps(mine)}, with {other} {json.dumps(others)}"
 
 
 def differences(ours, theirs):
     return list(tree_differences(ours, theirs)) + list(config_differences(ours, theirs))
+
+
+def layer_differences(ours, theirs, other):
+    """Lines that say what differs between the layers of two images, to the byte."""
+    if len(ours.layers) != len(theirs.layers):
+        yield f"{len(ours.layers)} layers, with {other} {len(theirs.layers)}"
+    for number, (here, there) in enumerate(zip(ours.layers, theirs.layers), 1):
+        if here == there:
+            continue
+        mine, others = entries(here), entries(there)
+        names = [name for name in {**mine, **others} if mine.get(name) != others.get(name)]
+        for name in names:
+            yield f"layer {number}: {name}: {mine.get(name)}, with {other} {others.get(name)}"
+        if not names:
+            yield f"layer {number} differs in the order or the form of its entries"
+
+
+def entries(data):
+    """What a layer's tar says of each name."""
+    found = {}
+    archive = tarfile.open(fileobj=io.BytesIO(data))
+    for entry in archive:
+        content = hashlib.sha256(archive.extractfile(entry).read()).hexdigest()[:8] if entry.isreg() else ""
+        said = (TYPES.get(entry.type, entry.type), f"{entry.mode:04o}", f"{entry.uid}:{entry.gid}", entry.size, entry.mtime,
+                entry.linkname, content)
+        found[entry.name] = (*said, sorted(entry.pax_headers.items()))
+    return found
