@@ -6,12 +6,13 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::build::copying::Exclusion;
 use crate::build::error::EngineError;
 use crate::build::protocol::IgnoreText;
 use crate::dockerfile::ignore_file_names;
-use crate::layers::{self, Excluded};
+use crate::layers::{self, Excluded, KnownContents, LayerStore};
 
 /// The largest Dockerfile and ignore file that are read.
 const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
@@ -25,6 +26,9 @@ pub(crate) struct Context {
     needed: Vec<PathBuf>,
     /// No time in what is handed over is later.
     epoch: Option<i64>,
+    /// What is known of the files' contents, and the store that knows it.
+    store: Option<LayerStore>,
+    known: OnceLock<KnownContents>,
 }
 
 impl Context {
@@ -44,12 +48,31 @@ impl Context {
                 break;
             }
         }
-        Ok(Self { directory, ignore, root, needed: Vec::new(), epoch: None })
+        let known = OnceLock::new();
+        Ok(Self { directory, ignore, root, needed: Vec::new(), epoch: None, store: None, known })
     }
 
     /// The same, handed over with these files even where they are ignored, and with no time after `epoch`.
     pub(crate) fn with(self, needed: Vec<PathBuf>, epoch: Option<i64>) -> Self {
         Self { needed, epoch, ..self }
+    }
+
+    /// The same, with what a store knows of the contents of its files.
+    pub(crate) fn known_to(self, store: &LayerStore) -> Self {
+        Self { store: Some(store.clone()), ..self }
+    }
+
+    /// What is known of the contents of its files.
+    pub(crate) fn known(&self) -> Option<&KnownContents> {
+        let store = self.store.as_ref()?;
+        Some(self.known.get_or_init(|| store.known_contents(self.root.as_fd())))
+    }
+
+    /// Keeps what was learned of them. It only saves time: where it cannot be kept, files are read again.
+    pub(crate) fn keep_known(&self) {
+        if let Some(Err(error)) = self.known.get().map(KnownContents::keep) {
+            tracing::debug!(%error, "what was read of the context is not remembered");
+        }
     }
 
     /// The directory as the safe path functions take it.

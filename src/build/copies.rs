@@ -101,8 +101,7 @@ impl Engine {
             None => {
                 let hash = self.hash_context(&request).await?;
                 key.text("context").digest(hash.digest);
-                facts
-                    .see_files(hash.files.iter().map(|(path, digest)| (path.display().to_string(), *digest)));
+                facts.see_files(Arc::new(hash));
             }
         }
         let action = Action::Copy(request, layers, remotes);
@@ -112,7 +111,7 @@ impl Engine {
     pub(super) async fn hash_context(&self, request: &CopyRequest) -> Result<SourceHash, EngineError> {
         let (context, request) = (Arc::clone(&self.context), request.clone());
         blocking(move || {
-            copying::hash(&request, context.root())
+            copying::hash(&request, context.root(), context.known())
                 .map_err(|error| EngineError::Worker(WorkerFailure { app: true, chain: chain(&error) }))
         })
         .await

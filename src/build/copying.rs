@@ -11,7 +11,8 @@ use crate::build::user::UserError;
 use crate::build::worker::{Body, OpenRoot, WorkerError, accounts};
 use crate::dockerfile::IgnoreFile;
 use crate::layers::{
-    self, CopyOptions, Excluded, Included, LaidFiles, ModeChange, NewFile, Owner, Owners, SourceHash, Staged,
+    self, CopyOptions, Excluded, Included, KnownContents, LaidFiles, ModeChange, NewFile, Owner, Owners,
+    SourceHash, Staged,
 };
 
 /// An opened place that files are copied from.
@@ -222,10 +223,14 @@ fn owner_error(copy: &CopyRequest, owner: &str, error: UserError) -> WorkerError
     if copy.lowers.is_empty() { WorkerError::LinkedOwner(owner.to_owned()) } else { error.into() }
 }
 
-/// Hashes what a copy would see.
-pub(super) fn hash(copy: &CopyRequest, from: &layers::Root) -> Result<SourceHash, WorkerError> {
+/// Hashes what a copy would see; what is `known` of contents is not read again.
+pub(super) fn hash(
+    copy: &CopyRequest,
+    from: &layers::Root,
+    known: Option<&KnownContents>,
+) -> Result<SourceHash, WorkerError> {
     with_options(copy, None, |options| {
         let sources: Vec<&str> = copy.sources.iter().map(String::as_str).collect();
-        Ok(layers::hash_sources_listed(&sources, from, options)?)
+        Ok(layers::hash_sources(&sources, from, options, known)?)
     })
 }

@@ -272,13 +272,13 @@ impl Engine {
         events: EventSink,
         started_at: Timestamp,
     ) -> Result<Self, EngineError> {
-        let context = Context::open(&options.context, &options.dockerfile)?;
         let now = match options.epoch {
             Some(epoch) => Timestamp::from_second(epoch)
                 .map_err(|_| EngineError::Wrong(format!("`SOURCE_DATE_EPOCH={epoch}` is not a time")))?,
             None => started_at,
         };
         let (store, map) = open_store(&options.layers, &options.rung.ids)?;
+        let context = Context::open(&options.context, &options.dockerfile)?.known_to(&store);
         let lease = store.lease()?;
         let (client, mirrors) = (options.client.clone(), options.mirrors.clone());
         let warmed = options.warmed.clone();
@@ -343,7 +343,10 @@ impl Engine {
         self.stages = plan.stages.len();
         let (platform, isolation) = (self.options.platform.clone(), self.options.rung.to_string());
         (self.events)(BuildEvent::Started { platform, steps: self.total, isolation });
-        self.run_stages(&plan, &triggers).await?;
+        let ran = self.run_stages(&plan, &triggers).await;
+        let context = Arc::clone(&self.context);
+        blocking(move || Ok(context.keep_known())).await?;
+        ran?;
         self.at = None;
         let state = self.states.remove(&plan.target).ok_or(EngineError::Protocol)?;
         self.finish(Arc::unwrap_or_clone(state)).await
@@ -436,6 +439,7 @@ impl Engine {
             self.instruction(plan, stage.index, name.as_deref(), &mut image, (located, line)).await?;
         }
         if let Some(context) = context {
+            self.context.keep_known();
             (self.context, self.context_copied) = (context, None);
         }
         Ok(image)
@@ -445,7 +449,8 @@ impl Engine {
     fn enter_context(&mut self, directory: Option<&Path>) -> Result<Option<Arc<Context>>, EngineError> {
         let Some(directory) = directory else { return Ok(None) };
         // With the ignore file in it, if there is one, as BuildKit does.
-        let context = Arc::new(Context::open(directory, Path::new(""))?);
+        let context = Context::open(directory, Path::new(""))?.known_to(&self.trees.bases.store);
+        let context = Arc::new(context);
         self.context_copied = None;
         Ok(Some(std::mem::replace(&mut self.context, context)))
     }

@@ -4,9 +4,11 @@
 //! and variables, never a value. Nothing here decides whether a step is run; it only explains.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::layers::SourceHash;
 use crate::oci::Digest;
 
 /// How many names an explanation has; the rest is counted.
@@ -26,6 +28,9 @@ pub(super) struct Facts {
     seen: BTreeMap<String, String>,
     /// The files of the context.
     files: BTreeMap<String, String>,
+    /// The same as they were found: of a step that was known nobody asks for more.
+    #[serde(skip)]
+    found: Option<Arc<SourceHash>>,
 }
 
 impl Facts {
@@ -49,8 +54,20 @@ impl Facts {
     }
 
     /// Adds files of the context.
-    pub(super) fn see_files(&mut self, files: impl Iterator<Item = (String, Digest)>) {
-        self.files.extend(files.map(|(path, digest)| (printable(&path), digest.short())));
+    pub(super) fn see_files(&mut self, files: Arc<SourceHash>) {
+        self.found = Some(files);
+    }
+
+    /// With its files as they are remembered.
+    fn with_files(mut self) -> Self {
+        if let Some(found) = self.found.take() {
+            let named = found.files.iter().map(|(path, digest)| {
+                let name = path.display().to_string();
+                (printable(&name), digest.short())
+            });
+            self.files.extend(named);
+        }
+        self
     }
 
     /// One hash for all its files.
@@ -110,7 +127,10 @@ impl Why {
 /// What is remembered of a stage, and what is to be.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Memory {
-    before: Option<Vec<Facts>>,
+    /// As it was kept.
+    kept: Option<Vec<u8>>,
+    /// As it was read, by the first who asks.
+    before: OnceLock<Option<Vec<Facts>>>,
     now: Vec<Facts>,
     /// Whether a step had to be run.
     pub(super) missed: bool,
@@ -120,9 +140,13 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Of a stage whose memory is `bytes`.
-    pub(super) fn read(bytes: Option<&[u8]>) -> Self {
-        let before = bytes.and_then(|bytes| serde_json::from_slice(bytes).ok());
-        Self { before, ..Self::default() }
+    pub(super) fn read(bytes: Option<Vec<u8>>) -> Self {
+        Self { kept: bytes, ..Self::default() }
+    }
+
+    fn before(&self) -> Option<&[Facts]> {
+        let read = || self.kept.as_deref().and_then(|bytes| serde_json::from_slice(bytes).ok());
+        self.before.get_or_init(read).as_deref()
     }
 
     /// Adds a step that is done or was known.
@@ -132,14 +156,14 @@ impl Memory {
 
     /// Why the next step is not known. `texts` are the instructions of the stage.
     pub(super) fn why(&self, facts: &Facts, texts: &[&str]) -> Why {
-        let Some(before) = &self.before else { return Why::NeverBuilt };
+        let Some(before) = self.before() else { return Why::NeverBuilt };
         let nth = self.now.iter().filter(|other| other.text == facts.text).count();
         let same = before.iter().filter(|other| other.text == facts.text).nth(nth);
         let position = self.now.len();
         // One that is still in the Dockerfile was not changed into this one.
         let replaced = before.get(position).filter(|other| !texts.contains(&other.text.as_str()));
         match (same.or(replaced), before.len() <= position) {
-            (Some(other), _) => compared(other, facts, position == 0),
+            (Some(other), _) => compared(other, &facts.clone().with_files(), position == 0),
             (None, true) if before.is_empty() => Why::NeverBuilt,
             (None, _) => Why::NewInstruction,
         }
@@ -154,8 +178,8 @@ impl Memory {
 
     /// What to keep. Of steps that were not come to, what was known of them.
     pub(super) fn to_bytes(&self) -> Option<Vec<u8>> {
-        let rest = self.before.iter().flatten().skip(self.now.len());
-        let mut all: Vec<Facts> = self.now.iter().chain(rest).cloned().collect();
+        let rest = self.before().unwrap_or_default().iter().skip(self.now.len());
+        let mut all: Vec<Facts> = self.now.iter().chain(rest).cloned().map(Facts::with_files).collect();
         let bytes = serde_json::to_vec(&all).ok()?;
         if bytes.len() <= MAX_MEMORY_BYTES {
             return Some(bytes);
@@ -230,12 +254,15 @@ fn bounded(names: Vec<String>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn copy(text: &str, below: &str, files: &[(&str, &str)]) -> Facts {
         let mut facts = Facts::new([Digest::of(below)].iter()).of(text);
         facts.see("the instruction", text);
-        facts.see_files(files.iter().map(|(path, content)| ((*path).to_owned(), Digest::of(content))));
+        let files = files.iter().map(|(path, content)| (PathBuf::from(path), Digest::of(content))).collect();
+        facts.see_files(Arc::new(SourceHash { digest: Digest::of("all"), files }));
         facts
     }
 
@@ -254,7 +281,7 @@ mod tests {
         for facts in steps {
             memory.add(facts.clone());
         }
-        Memory::read(memory.to_bytes().as_deref())
+        Memory::read(memory.to_bytes())
     }
 
     fn why(before: &[Facts], now: &[Facts]) -> Why {
@@ -313,8 +340,8 @@ mod tests {
         let steps = [run("a", "b", &[]), run("c", "b", &[])];
         let mut failed = after(&steps);
         failed.add(run("a", "b", &[]));
-        let next = Memory::read(failed.to_bytes().as_deref());
-        assert_eq!(next.before.unwrap().len(), 2);
+        let next = Memory::read(failed.to_bytes());
+        assert_eq!(next.before().unwrap().len(), 2);
     }
 
     #[test]

@@ -371,7 +371,7 @@ impl Engine {
     /// Takes up what is known of how a stage was last built. It only explains: one that cannot be read is empty.
     pub(super) fn remember(&mut self, stage: &Stage) {
         let bytes = self.trees.bases.store.step(&self.memory_of(stage)).ok().flatten();
-        self.memory = Memory::read(bytes.as_deref());
+        self.memory = Memory::read(bytes);
     }
 
     /// Keeps what its steps saw, if one of them had to be done. A disk that is full fails the build where it matters.

@@ -231,7 +231,7 @@ impl Body {
             Request::Copy(copy) => self.copy(&copy, fds),
             Request::Hash(copy) => {
                 let from = copying::Source::open(self, &copy.from, fds.into_iter().next())?;
-                let hash = copying::hash(&copy, from.root());
+                let hash = copying::hash(&copy, from.root(), None);
                 from.close(self)?;
                 Ok(Response::Hashed(hash?.digest))
             }

@@ -67,13 +67,14 @@ impl IgnoreFile {
     /// Whether a path is not in the context. The path is from the context's root, without `./`.
     #[must_use]
     pub fn is_ignored(&self, path: &Path) -> bool {
+        if self.patterns.is_empty() {
+            return false;
+        }
         let path = path.to_string_lossy();
-        let prefixes: Vec<&str> =
-            path.match_indices('/').filter_map(|(at, _)| path.get(..at)).chain([path.as_ref()]).collect();
         let mut ignored = false;
         for pattern in &self.patterns {
             // A pattern that would change nothing is not tried.
-            if pattern.brings_back == ignored && prefixes.iter().any(|prefix| pattern.matches(prefix)) {
+            if pattern.brings_back == ignored && pattern.matches_or_above(&path) {
                 ignored = !pattern.brings_back;
             }
         }
@@ -110,6 +111,9 @@ impl IgnoreFile {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pattern {
     brings_back: bool,
+    /// The text that it begins with. Nearly every path is told by it alone.
+    prefix: String,
+    /// What follows.
     tokens: Vec<Token>,
 }
 
@@ -144,43 +148,66 @@ impl Pattern {
         if text.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Self { brings_back, tokens: tokens(&text)? }))
+        let mut tokens = tokens(&text)?;
+        let plain = tokens.iter().take_while(|token| matches!(token, Token::Is(_))).count();
+        let prefix = tokens.drain(..plain).filter_map(|token| token.plain()).collect();
+        Ok(Some(Self { brings_back, prefix, tokens }))
     }
 
-    fn matches(&self, path: &str) -> bool {
-        self.states_after(path).last() == Some(&true)
+    /// Whether the path or a directory above it matches.
+    fn matches_or_above(&self, path: &str) -> bool {
+        let Some(rest) = path.strip_prefix(self.prefix.as_str()) else { return false };
+        if self.tokens.is_empty() {
+            return rest.is_empty() || rest.starts_with('/');
+        }
+        let mut ends_here = false;
+        self.read(rest, |states, next| {
+            ends_here = states.last() == Some(&true) && next.is_none_or(|next| next == '/');
+            !ends_here
+        });
+        ends_here
     }
 
     /// Whether a path that begins with this directory (with its `/`) may match: the pattern is not at its end yet.
     fn may_match_below(&self, directory: &str) -> bool {
-        let states = self.states_after(directory);
-        states.iter().take(self.tokens.len()).any(|reached| *reached)
+        let Some(rest) = directory.strip_prefix(self.prefix.as_str()) else {
+            return self.prefix.starts_with(directory);
+        };
+        let mut goes_on = false;
+        self.read(rest, |states, _| {
+            goes_on = states.iter().take(self.tokens.len()).any(|reached| *reached);
+            true
+        });
+        goes_on
     }
 
-    /// Which places of the pattern can be reached by reading all of the text; the last is its end.
-    fn states_after(&self, text: &str) -> Vec<bool> {
+    /// Reads text after the prefix, as long as the pattern can still match and `look` wants to. Before each character and at
+    /// the end `look` is told which places of the pattern are reached, the last being its end, and what comes next.
+    fn read(&self, text: &str, mut look: impl FnMut(&[bool], Option<char>) -> bool) {
         let mut states = vec![false; self.tokens.len() + 1];
-        let mut next = states.clone();
+        let mut after = states.clone();
         if let Some(first) = states.first_mut() {
             *first = true;
         }
         self.skip_empty(&mut states);
-        for character in text.chars() {
-            next.fill(false);
+        let mut characters = text.chars();
+        loop {
+            let next = characters.next();
+            if !look(&states, next) || !states.contains(&true) {
+                return;
+            }
+            let Some(character) = next else { return };
+            after.fill(false);
             for (index, token) in self.tokens.iter().enumerate() {
                 if states.get(index) == Some(&true) {
                     let (stays, advances) = token.read(character);
-                    reach(&mut next, index, stays);
-                    reach(&mut next, index + 1, advances);
+                    reach(&mut after, index, stays);
+                    reach(&mut after, index + 1, advances);
                 }
             }
-            self.skip_empty(&mut next);
-            std::mem::swap(&mut states, &mut next);
-            if !states.contains(&true) {
-                break;
-            }
+            self.skip_empty(&mut after);
+            std::mem::swap(&mut states, &mut after);
         }
-        states
     }
 
     /// Goes on over the tokens that may match nothing.
@@ -203,6 +230,13 @@ fn reach(states: &mut [bool], index: usize, reached: bool) {
 }
 
 impl Token {
+    fn plain(self) -> Option<char> {
+        match self {
+            Self::Is(character) => Some(character),
+            _ => None,
+        }
+    }
+
     /// Whether this token goes on after the character, and whether the next one begins after it.
     fn read(&self, character: char) -> (bool, bool) {
         match self {
@@ -355,6 +389,32 @@ mod tests {
         assert!(ignored("\\*x", "*x") && !ignored("\\*x", "ax"));
         for text in ["[a", "[]", "a\\", "!"] {
             assert!(IgnoreFile::parse(text.as_bytes(), "f").is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn text_that_a_pattern_begins_with_is_compared_as_it_would_be_read() {
+        let pieces = ["a", "b/", "/", "*", "**", "?", "[a]", ""];
+        let paths = ["", "a", "b", "aa", "a/b", "b/a", "b/aa", "a/a/b", "b/b/b", "ab/a", "b/a/a/b"];
+        let texts = pieces.iter().flat_map(|first| {
+            let ends =
+                pieces.iter().flat_map(|second| pieces.iter().map(move |third| format!("{second}{third}")));
+            ends.map(|end| format!("{first}{end}")).collect::<Vec<_>>()
+        });
+        for text in texts {
+            let Ok(Some(pattern)) = Pattern::parse(&text) else { continue };
+            let mut tokens: Vec<Token> = pattern.prefix.chars().map(Token::Is).collect();
+            tokens.extend(pattern.tokens.iter().cloned());
+            let read = Pattern { brings_back: false, prefix: String::new(), tokens };
+            for path in paths {
+                let directory = format!("{path}/");
+                assert_eq!(pattern.matches_or_above(path), read.matches_or_above(path), "{text} {path}");
+                assert_eq!(
+                    pattern.may_match_below(&directory),
+                    read.may_match_below(&directory),
+                    "{text} {path}"
+                );
+            }
         }
     }
 

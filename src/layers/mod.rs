@@ -10,6 +10,7 @@ mod diff;
 mod entries;
 mod error;
 mod gzip;
+mod known;
 mod lowers;
 mod node;
 mod place;
@@ -27,11 +28,12 @@ mod testing;
 pub use compress::{Compressed, Compression, CompressionError, LayerWriter, compress_layer};
 pub use copy::{
     Copied, CopyError, CopyOptions, Exclude, Excluded, Include, Included, ModeChange, ModeError, NewFile,
-    SourceHash, add_file, copy, hash_sources, hash_sources_listed, pivot, write_file,
+    SourceHash, add_file, copy, hash_sources, pivot, write_file,
 };
 pub use diff::{Change, ChangeKind, DiffError, DiffInput, diff};
 pub use entries::{ArchiveError, Limits};
 pub use error::FileError;
+pub use known::KnownContents;
 pub use node::Owner;
 pub use place::{Owners, match_root};
 pub use plain::{LaidFiles, Look, PlainRoot};

@@ -10,6 +10,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
+use super::known::Stamp;
+
 /// Numeric user and group of a file, as seen where the code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Owner {
@@ -55,11 +57,25 @@ pub(super) struct Node {
 impl Node {
     /// Describes `name` in `dir` without following it; `None` if there is none.
     pub(super) fn at(dir: BorrowedFd<'_>, name: impl AsRef<Path>) -> io::Result<Option<Self>> {
+        Ok(Self::at_stamped(dir, name)?.map(|(node, _)| node))
+    }
+
+    /// The same, and what tells when the file changes.
+    pub(super) fn at_stamped(
+        dir: BorrowedFd<'_>,
+        name: impl AsRef<Path>,
+    ) -> io::Result<Option<(Self, Stamp)>> {
         match rustix::fs::statat(dir, relative(name.as_ref()), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Self::new(&stat))),
+            Ok(stat) => Ok(Some((Self::new(&stat), Stamp::of(&stat)))),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Describes an open file, and what tells when it changes.
+    pub(super) fn of_stamped(fd: impl AsFd) -> io::Result<(Self, Stamp)> {
+        let stat = rustix::fs::fstat(fd)?;
+        Ok((Self::new(&stat), Stamp::of(&stat)))
     }
 
     /// Describes an open file.

@@ -16,7 +16,7 @@ use super::place::Owners;
 use super::root::{Root, RootError};
 use super::unpack::UnpackError;
 
-pub use hash::{SourceHash, hash_sources, hash_sources_listed};
+pub use hash::{SourceHash, hash_sources};
 pub use mode::{ModeChange, ModeError};
 pub use select::pivot;
 

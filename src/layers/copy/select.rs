@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use super::pattern::{has_wildcard, matches};
 use super::{CopyError, CopyOptions, Excluded, Included};
 use crate::layers::error::AtPath as _;
+use crate::layers::known::Stamp;
 use crate::layers::node::{Kind, Node, names};
 use crate::layers::root::Root;
 
@@ -19,6 +20,7 @@ pub(crate) struct Selected {
     /// What it was called.
     pub(crate) name: OsString,
     pub(crate) node: Node,
+    pub(crate) stamp: Stamp,
     /// If it is a directory, what is in it: directories before what they hold.
     pub(crate) entries: Vec<Found>,
 }
@@ -29,6 +31,7 @@ pub(crate) struct Found {
     /// Relative to the source.
     pub(crate) path: PathBuf,
     pub(crate) node: Node,
+    pub(crate) stamp: Stamp,
     /// A directory that was not asked for, but leads to what was.
     pub(crate) is_way: bool,
 }
@@ -179,7 +182,7 @@ impl Selector<'_> {
     /// One source; `None` if it is excluded, or nothing that a layer has.
     fn select(&self, path: &Path) -> Result<Option<Selected>, CopyError> {
         let real = self.from.canonical(path)?;
-        let node = Node::of(self.from.resolve(&real)?).at("inspect", path)?;
+        let (node, stamp) = Node::of_stamped(self.from.resolve(&real)?).at("inspect", path)?;
         let name = path.file_name().unwrap_or_default().to_owned();
         let excluded = |path| self.excluded(path, node.is_directory());
         if excluded(path) == Excluded::Yes || excluded(&real) == Excluded::Yes {
@@ -194,7 +197,8 @@ impl Selector<'_> {
         if excluded(&real) == Excluded::YesButLookInside && entries.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Selected { path: real, name, node, entries }).filter(|found| found.node.kind != Kind::Socket))
+        let found = Selected { path: real, name, node, stamp, entries };
+        Ok(Some(found).filter(|found| found.node.kind != Kind::Socket))
     }
 
     /// Adds what is in the directory `below` of the source `top`, which is at `base`.
@@ -210,7 +214,9 @@ impl Selector<'_> {
         for name in names(&dir).at("list", base.join(below))? {
             let path = below.join(&name);
             let whole = base.join(&path);
-            let Some(node) = Node::at(dir.as_fd(), &name).at("inspect", &whole)? else { continue };
+            let Some((node, stamp)) = Node::at_stamped(dir.as_fd(), &name).at("inspect", &whole)? else {
+                continue;
+            };
             let is_directory = node.is_directory();
             let excluded = self.excluded(&whole, is_directory);
             let within = self.excluded_within(&path, is_directory);
@@ -223,12 +229,12 @@ impl Selector<'_> {
             let is_asked = excluded == Excluded::No && !is_way;
             if !is_directory {
                 if is_asked {
-                    entries.push(Found { path, node, is_way });
+                    entries.push(Found { path, node, stamp, is_way });
                 }
                 continue;
             }
             let before = entries.len();
-            entries.push(Found { path: path.clone(), node, is_way });
+            entries.push(Found { path: path.clone(), node, stamp, is_way });
             self.walk(top, base, &path, included, entries)?;
             if !is_asked && entries.len() == before + 1 {
                 entries.pop();

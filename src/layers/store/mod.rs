@@ -6,6 +6,7 @@
 //! blobs/sha256/<digest>        compressed layers
 //! records/<diff id>-gzip6.json which blob a layer was compressed to
 //! steps/<key>                  what the cache keeps of a step
+//! contents/<directory>         what is known of the files of a context
 //! caches/<map>/<name>-<number> directories that live from build to build
 //! leases/ pins/ locks/ tmp/    who uses what, and what is being made
 //! ```
@@ -22,6 +23,7 @@ mod usage;
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{AtPath as _, FileError};
+use super::known::KnownContents;
 use super::node::Owner;
 use crate::oci::Digest;
 
@@ -94,6 +97,7 @@ impl LayerStore {
             "blobs/sha256",
             "records",
             "steps",
+            "contents",
             "caches",
             "leases",
             "pins",
@@ -120,6 +124,12 @@ impl LayerStore {
             touch(&path);
         }
         Ok(record)
+    }
+
+    /// What is known of the content of the files in a directory.
+    #[must_use]
+    pub fn known_contents(&self, directory: BorrowedFd<'_>) -> KnownContents {
+        KnownContents::of(directory, &self.path("contents"))
     }
 
     fn path(&self, part: &str) -> PathBuf {

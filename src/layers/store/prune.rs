@@ -162,7 +162,7 @@ impl LayerStore {
     fn prune_records(&self, policy: &PrunePolicy, now: SystemTime) -> Result<u64, StoreError> {
         let Some(max_age) = policy.max_age else { return Ok(0) };
         let mut removed = 0;
-        for dir in ["steps", "records"] {
+        for dir in ["steps", "records", "contents"] {
             for path in files(&self.path(dir))? {
                 if age_of(modified(&path, now), now) > max_age {
                     remove_if_there(&path)?;
