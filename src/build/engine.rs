@@ -9,26 +9,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use futures::future::try_join_all;
 use jiff::Timestamp;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
+use crate::build::afterwards::Afterwards;
 use crate::build::base::{Bases, Finder, ResolvedBase};
 use crate::build::capture::Capture;
 use crate::build::context::Context;
-use crate::build::driver::{
-    BuildFailure, BuildLimits, BuiltLayer, CacheUse, LayerOrigin, Location, NetworkMode,
-};
+use crate::build::driver::{BuildFailure, BuildLimits, CacheUse, Location, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::event::{BuildEvent, StepState};
 use crate::build::explain::Memory;
-use crate::build::image::{Assembled, FinishedLayer, ImageFormat, LayerBlob};
+use crate::build::image::ImageFormat;
 use crate::build::mirror::Mirrors;
 use crate::build::mounts::{MountOptions, Saving, UsedCaches};
 use crate::build::named::{NamedContext, NamedContexts};
 use crate::build::plan::{Base, ImageName, Plan, is_step};
-use crate::build::process::{CANCELLED, ENDED, WorkerOptions, blocking, open_store};
+use crate::build::process::{CANCELLED, WorkerOptions, blocking, open_store};
 use crate::build::protocol::Request;
 use crate::build::remote_cache::{CacheRepository, RemoteCache};
 use crate::build::result::{BuildResult, Outcome};
@@ -36,7 +34,7 @@ use crate::build::state::StageState;
 use crate::build::trees::{AllTrees, Trees};
 use crate::dockerfile::{self, Dockerfile, GlobalScope, Located, PlatformArgs, Stage};
 use crate::layers::Compression;
-use crate::model::{PlatformImage, Step};
+use crate::model::Step;
 use crate::oci::{ImageConfig, Platform, Reference};
 use crate::registry::client::Client;
 use crate::sandbox::ladder::Rung;
@@ -156,55 +154,6 @@ pub async fn build(
     (result, Afterwards { trees: Some(trees), cache, saving, is_built, max_cache_bytes })
 }
 
-/// What is left to do when the result of a build is known.
-pub struct Afterwards {
-    trees: Option<AllTrees>,
-    cache: Option<RemoteCache>,
-    saving: Option<Saving>,
-    is_built: bool,
-    /// How large cache mounts may be.
-    max_cache_bytes: u64,
-}
-
-impl Afterwards {
-    /// Waits until the trees that were made are on the disk, ends the workers, and waits for what goes to the cache repository.
-    ///
-    /// Without this, trees are made again after a crash of the machine, and what was begun waits to be pruned. The same of
-    /// what is not done when `stop` is cancelled.
-    pub async fn settle(self, stop: &CancellationToken) {
-        let in_cache = async {
-            if let Some(cache) = &self.cache {
-                cache.settle().await;
-            }
-        };
-        let all = async { tokio::join!(self.settle_trees(), in_cache) };
-        if stop.run_until_cancelled(all).await.is_none()
-            && let Some(trees) = &self.trees
-        {
-            trees.end_workers(CANCELLED).await;
-        }
-    }
-
-    async fn settle_trees(&self) {
-        let Some(trees) = &self.trees else { return };
-        if self.is_built
-            && let Some(worker) = trees.any_worker()
-        {
-            // The build has succeeded; what could not be settled is not trusted later, and that is all.
-            drop(worker.call(Request::Settle, Vec::new()).await);
-        }
-        if let Some(saving) = &self.saving
-            && let Some(worker) = trees.any_worker()
-        {
-            saving.save(&worker).await;
-        }
-        if self.is_built {
-            trees.prune_caches(self.max_cache_bytes).await;
-        }
-        trees.end_workers(ENDED).await;
-    }
-}
-
 fn finished(
     events: &EventSink,
     started_at: Timestamp,
@@ -250,7 +199,7 @@ pub(super) struct Engine {
     /// The stages that are finished.
     pub(super) states: BTreeMap<usize, Arc<StageState>>,
     pub(super) images: HashMap<ImageName, ResolvedBase>,
-    now: Timestamp,
+    pub(super) now: Timestamp,
     pub(super) at: Option<Location>,
     pub(super) steps: Vec<Step>,
     /// What this stage's steps saw before.
@@ -372,46 +321,6 @@ impl Engine {
         Location { file: self.options.dockerfile.display().to_string(), line }
     }
 
-    /// Looks up all images that the plan needs, and the triggers that they bring.
-    async fn resolve(
-        &mut self,
-        plan: &mut Plan<'_>,
-        global: &GlobalScope,
-    ) -> Result<BTreeMap<usize, Vec<Located>>, EngineError> {
-        let mut triggers = BTreeMap::new();
-        loop {
-            let wanted: Vec<(ImageName, usize)> = plan
-                .images(&triggers)
-                .into_iter()
-                .filter(|(name, _)| !self.images.contains_key(name))
-                .collect();
-            let stages = plan.stages.len();
-            let found = try_join_all(wanted.iter().map(|(name, line)| self.resolve_image(name, *line))).await;
-            let found = found.map_err(|(line, error)| {
-                self.at = Some(self.location(line));
-                error
-            })?;
-            self.images.extend(wanted.into_iter().map(|(name, _)| name).zip(found));
-            let on_build = |name: &ImageName| {
-                self.images.get(name).map(|image| image.config.config.on_build.clone()).unwrap_or_default()
-            };
-            plan.add_base_triggers(&on_build, global, &mut triggers)?;
-            let all = plan.images(&triggers).keys().all(|name| self.images.contains_key(name));
-            if all && stages == plan.stages.len() {
-                return Ok(triggers);
-            }
-        }
-    }
-
-    async fn resolve_image(
-        &self,
-        name: &ImageName,
-        line: usize,
-    ) -> Result<ResolvedBase, (usize, EngineError)> {
-        let found = self.trees.bases.finder.named(name, &self.options.platform).await;
-        found.map_err(|error| (line, error))
-    }
-
     pub(super) async fn stage(
         &mut self,
         plan: &Plan<'_>,
@@ -493,63 +402,6 @@ impl Engine {
             at: step.at.clone(),
             state,
         });
-    }
-
-    /// Completes the blobs, writes configuration and manifest, and brings them where they belong.
-    async fn finish(&mut self, mut state: StageState) -> Result<Outcome, EngineError> {
-        state.label(self.options.labels.iter().cloned());
-        state.config.created = Some(self.now);
-        let mut layers = Vec::new();
-        for layer in &state.layers {
-            layers.push(match &layer.blob {
-                LayerBlob::Base { descriptor, source } => {
-                    FinishedLayer::of_base(layer.diff_id, descriptor, source)
-                }
-                LayerBlob::Cached { descriptor, source } => {
-                    FinishedLayer::cached(layer.diff_id, descriptor, source)
-                }
-                LayerBlob::Stored(compressed) => FinishedLayer::stored(compressed, false),
-                LayerBlob::Making | LayerBlob::Tree => {
-                    FinishedLayer::stored(&self.capture.finish(&layer.diff_id).await?, true)
-                }
-            });
-        }
-        let image =
-            Assembled::new(state.config, layers, self.options.format, self.options.annotations.clone());
-        let bases = &self.trees.bases;
-        for kept in image.push(bases, &self.options.destinations, self.options.ignore_immutable_tags).await? {
-            let text = format!("{kept} stays as it is: the registry moves no tag");
-            (self.events)(BuildEvent::Note { text });
-        }
-        if let Some(directory) = &self.options.oci_layout {
-            image.write_layout(directory, bases, &self.options.names).await?;
-        }
-        if let Some(path) = &self.options.tar {
-            image.write_tar(path, bases, &self.options.names).await?;
-        }
-        let built = image.layers.iter().map(|layer| BuiltLayer {
-            descriptor: layer.descriptor.clone(),
-            diff_id: layer.diff_id,
-            origin: match (layer.base, layer.new) {
-                (true, _) => LayerOrigin::Base,
-                (false, false) => LayerOrigin::Cached,
-                (false, true) => LayerOrigin::Built,
-            },
-        });
-        Ok(Outcome::Built {
-            image: PlatformImage {
-                platform: self.options.platform.clone(),
-                manifest: image.manifest.digest(),
-                size_bytes: image.layers.iter().map(|layer| layer.descriptor.size).sum(),
-                layers: u32::try_from(image.layers.len()).unwrap_or(u32::MAX),
-                new_layers: u32::try_from(image.layers.iter().filter(|layer| layer.new).count())
-                    .unwrap_or(u32::MAX),
-                steps: self.steps.clone(),
-            },
-            config: image.config_digest(),
-            layers: built.collect(),
-            destinations: self.options.destinations.iter().map(ToString::to_string).collect(),
-        })
     }
 
     /// Makes sure that the worker can read the context, and says whether it has a copy.

@@ -8,6 +8,7 @@
 //! `engine`, `parallel` and `steps` (stages at once, their steps one after the other), `capture` (changes become layers), `image` (the result).
 
 mod adds;
+mod afterwards;
 mod base;
 mod capture;
 mod check;
@@ -20,6 +21,7 @@ mod engine;
 mod error;
 mod event;
 mod explain;
+mod finish;
 mod image;
 mod key;
 mod mounts;
@@ -36,6 +38,7 @@ mod remote;
 mod prune;
 mod remote_cache;
 mod report;
+mod resolving;
 mod result;
 mod source;
 mod state;
@@ -46,6 +49,7 @@ mod user;
 mod warm;
 pub mod worker;
 
+pub use afterwards::Afterwards;
 pub use check::{CheckReport, check};
 pub use contexts::{
     ContextPlace, ContextRequest, FetchedContext, GitContext, GitContextOptions, fetch_context,
@@ -54,7 +58,7 @@ pub use driver::{
     BuildFailure, BuildLimits, BuildRequest, Builders, BuiltLayer, CacheUse, Compression, Driver,
     LayerOrigin, Location, NetworkMode, StepFailure, chain,
 };
-pub use engine::{Afterwards, BuildOptions, EventSink, build, layers_directory};
+pub use engine::{BuildOptions, EventSink, build, layers_directory};
 pub use event::{BuildEvent, MAX_LINE_BYTES, NumberedEvent, StepState, elapsed};
 pub use image::{ImageFormat, compression, with_default_tag};
 pub use mirror::{Mirror, MirrorError, Mirrors, Namespace};

@@ -1,0 +1,88 @@
+//! Why the worker could not do what it was asked for.
+
+use crate::build::user::UserError;
+use crate::layers;
+use crate::oci::Digest;
+use crate::sandbox::SandboxError;
+
+/// Why a request could not be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error("failed to use the layer store")]
+    Store(#[from] layers::StoreError),
+    #[error("failed to open a directory of the image")]
+    Root(#[from] layers::RootError),
+    #[error("failed to prepare a step's directory")]
+    Prepare(#[from] layers::FileError),
+    #[error("failed to unpack the layer {0}")]
+    Unpack(Digest, #[source] layers::UnpackError),
+    #[error("failed to unpack the context")]
+    Context(#[source] layers::UnpackError),
+    #[error(transparent)]
+    Copy(#[from] layers::CopyError),
+    #[error(transparent)]
+    Mode(#[from] layers::ModeError),
+    #[error("failed to find the step's changes")]
+    Diff(#[from] layers::DiffError),
+    #[error("failed to write the step's layer")]
+    Tar(#[from] layers::TarError),
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("failed to read the ignore file")]
+    Ignore(#[from] crate::dockerfile::IgnoreError),
+    #[error("a pattern of `{flag}` is wrong: {reason}")]
+    Pattern { flag: &'static str, reason: String },
+    #[error("`--chown={0}` names an account, and nothing below this copy has accounts: give numbers")]
+    LinkedOwner(String),
+    #[error("failed to write the script of RUN")]
+    Script(#[source] std::io::Error),
+    #[error("failed to make the socket of an SSH agent")]
+    Agent(#[source] std::io::Error),
+    #[error("failed to add certificates to the image's bundle for a step")]
+    Trust(#[source] std::io::Error),
+    #[error("failed to make a cache mount")]
+    Cache(#[source] std::io::Error),
+    #[error("the layer {0} is not in the store")]
+    NoTree(Digest),
+    #[error("the engine sent a request without its descriptor, or out of order")]
+    Protocol,
+}
+
+impl WorkerError {
+    /// Whether the pusher can fix it.
+    pub(super) fn is_app(&self) -> bool {
+        let is_theirs = match self {
+            // Of the image or of the isolation, not of the machine.
+            Self::Sandbox(error) => {
+                matches!(error, SandboxError::Root { .. } | SandboxError::Lacking { .. })
+            }
+            other => matches!(
+                other,
+                Self::Copy(_)
+                    | Self::User(_)
+                    | Self::Mode(_)
+                    | Self::Ignore(_)
+                    | Self::Pattern { .. }
+                    | Self::LinkedOwner(_)
+            ),
+        };
+        is_theirs && !is_disk_full(self)
+    }
+}
+
+/// Whether an error is that there is no room, which is nobody's who wrote a Dockerfile.
+fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && matches!(error.kind(), StorageFull | QuotaExceeded)
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
