@@ -261,3 +261,65 @@ impl Engine {
         self.options.layers.join("tmp")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dockerfile::{Instruction, parse_trigger};
+
+    const SUM: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn paths(paths: &[&str]) -> Vec<String> {
+        paths.iter().map(|path| (*path).to_owned()).collect()
+    }
+
+    fn flags(text: &str) -> AddFlags {
+        match parse_trigger(text, "a test").unwrap().instruction {
+            Instruction::Add(add) => AddFlags::from(&add),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_sources_of_add_are_paths_or_addresses() {
+        let sources = paths(&["a", "https://h/x.tar.gz", "https://h/p.git#v1", "d/", "git@h:p.git"]);
+        let (local, remote) = split(&sources, &AddFlags::default()).unwrap();
+        assert_eq!(local, ["a", "d/"]);
+        assert!(matches!(&remote[..], [Address::Http(_), Address::Git(_), Address::Git(_)]), "{remote:?}");
+    }
+
+    #[test]
+    fn a_checksum_is_for_one_source_that_is_elsewhere() {
+        let flags = flags(&format!("ADD --checksum={SUM} https://h/x /"));
+        for (sources, is_right) in [
+            (&["https://h/x"][..], true),
+            (&["https://h/p.git"], true),
+            (&["a"], false),
+            (&["a", "https://h/x"], false),
+            (&["https://h/x", "https://h/y"], false),
+        ] {
+            assert_eq!(split(&paths(sources), &flags).is_ok(), is_right, "{sources:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_address_gives_is_unpacked_only_if_somebody_says_so() {
+        for (text, is_unpacked) in [
+            ("ADD https://h/x /", false),
+            ("ADD --unpack=true https://h/x /", true),
+            ("ADD --unpack=false a /", false),
+        ] {
+            assert_eq!(flags(text).unpack, is_unpacked, "{text}");
+        }
+    }
+
+    #[test]
+    fn copy_takes_nothing_from_elsewhere_and_says_what_does_without_a_password() {
+        let refused = |path: &str| refuse(&paths(&["a", path])).unwrap_err().to_string();
+        let told = refused("https://user:hunter2@h/x?token=hunter2");
+        assert_eq!(told, "COPY takes no address: `ADD https://h/x` does");
+        let told = refused("https://user:hunter2@h/p.git");
+        assert!(told.starts_with("COPY takes no repository: `ADD ") && !told.contains("hunter2"), "{told}");
+        assert!(refuse(&paths(&["a", "http:", "h/x.git"])).is_ok());
+    }
+}

@@ -279,3 +279,98 @@ fn base_name(path: &str) -> String {
     let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "secret".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dockerfile::{Escape, Instruction, parse_trigger};
+
+    fn planned(flags: &[&str]) -> Vec<PlannedMount> {
+        let mounts: Vec<String> = flags.iter().map(|flags| format!("--mount={flags}")).collect();
+        let text = format!("RUN {} true", mounts.join(" "));
+        let Instruction::Run(run) = parse_trigger(&text, "a test").unwrap().instruction else { panic!() };
+        let lookup = |_: &str| None;
+        let mounts = run.mounts(&Expander::new(Escape::default(), &lookup)).unwrap();
+        let mut agents = 0;
+        let plan = |mount: Mount| {
+            let target = target(&mount, "/w", &mut agents);
+            PlannedMount { mount, target, files: None }
+        };
+        mounts.into_iter().map(plan).collect()
+    }
+
+    fn one(flags: &str) -> PlannedMount {
+        planned(&[flags]).pop().unwrap()
+    }
+
+    #[test]
+    fn a_mount_is_where_it_is_said_or_where_its_kind_is() {
+        for (flags, target) in [
+            ("type=bind,target=/a/../b", "/b"),
+            ("type=bind,target=c", "/w/c"),
+            ("type=cache,target=/c/", "/c"),
+            ("type=tmpfs,target=/t", "/t"),
+            ("type=secret,id=dir/token", "/run/secrets/token"),
+            ("type=secret,id=token,target=t", "/w/t"),
+            ("type=ssh", "/run/buildkit/ssh_agent.0"),
+            ("type=ssh,target=/agent", "/agent"),
+        ] {
+            assert_eq!(one(flags).target, target, "{flags}");
+        }
+        let agents = planned(&["type=ssh,id=a", "type=tmpfs,target=/t", "type=ssh,id=b"]);
+        assert_eq!(agents[2].target, "/run/buildkit/ssh_agent.1");
+    }
+
+    #[test]
+    fn a_mount_without_an_id_has_that_of_its_kind() {
+        for (flags, id) in [
+            ("type=cache,target=/c", "/c"),
+            ("type=cache,target=c/./d", "c/d"),
+            ("type=cache,id=x,target=/c", "x"),
+            ("type=cache,id=,target=/c", "/c"),
+            ("type=secret,target=/etc/token", "token"),
+            ("type=ssh", "default"),
+            ("type=ssh,id=other", "other"),
+        ] {
+            assert_eq!(one(flags).id(), id, "{flags}");
+        }
+    }
+
+    #[test]
+    fn a_key_sees_everything_of_a_mount_but_whether_it_must_be_given() {
+        let key = |flags: &str| {
+            let mut key = KeyBuilder::new("t");
+            let mut mounts = RunMounts { mounts: planned(&[flags]), fields: None };
+            mounts.add_to(&mut key);
+            key.finish()
+        };
+        let all = [
+            "type=cache,target=/c",
+            "type=cache,target=/d",
+            "type=cache,target=/c,ro",
+            "type=cache,target=/c,id=x",
+            "type=cache,target=/c,sharing=locked",
+            "type=cache,target=/c,sharing=private",
+            "type=cache,target=/c,mode=0700",
+            "type=cache,target=/c,uid=1",
+            "type=cache,target=/c,gid=1",
+            "type=tmpfs,target=/c",
+            "type=tmpfs,target=/c,size=1m",
+            "type=secret,id=x,target=/c",
+            "type=secret,id=y,target=/c",
+            "type=secret,id=x,env=X",
+            "type=ssh,target=/c",
+        ];
+        let keys: std::collections::BTreeSet<Digest> = all.iter().map(|flags| key(flags)).collect();
+        assert_eq!(keys.len(), all.len());
+        assert_eq!(key("type=secret,id=x,target=/c,required=true"), key("type=secret,id=x,target=/c"));
+    }
+
+    #[test]
+    fn a_run_without_mounts_has_the_key_that_it_had_before_there_were_any() {
+        let mut key = KeyBuilder::new("t");
+        let before = key.finish();
+        RunMounts::default().add_to(&mut key);
+        assert_eq!(key.finish(), before);
+    }
+}

@@ -64,13 +64,7 @@ impl Provided {
                     MountSource::Bind { source }
                 }
             };
-            // What is in a directory of this step's own need not be kept from it; a socket is written to.
-            let own = match &request.what {
-                MountWhat::Bind(_) => body.is_in_place(),
-                MountWhat::Agent(_) => true,
-                MountWhat::Tmpfs { .. } | MountWhat::Cache(_) | MountWhat::Secret { .. } => false,
-            };
-            let access = if request.read_only && !own { Access::ReadOnly } else { Access::ReadWrite };
+            let access = access(request, body.is_in_place());
             self.mounts.push(Mount { target: PathBuf::from(&request.target), source, access });
         }
         Ok(())
@@ -95,17 +89,7 @@ impl Provided {
         requests: &[MountRequest],
         context: Option<&OwnedFd>,
     ) -> Result<(), WorkerError> {
-        let mut wanted: BTreeMap<Digest, (CacheSharing, &CacheRequest)> = BTreeMap::new();
-        for request in requests {
-            if let MountWhat::Cache(cache) = &request.what {
-                let (sharing, _) = wanted.entry(cache.name).or_insert((cache.sharing, cache));
-                *sharing = cache.sharing.max(*sharing);
-                if body.is_in_place() {
-                    // A directory can be in one place only.
-                    *sharing = CacheSharing::Private.max(*sharing);
-                }
-            }
-        }
+        let wanted = wanted_caches(requests, body.is_in_place());
         for (name, (sharing, cache)) in wanted {
             let store = body.layer_store()?;
             let directory =
@@ -145,6 +129,36 @@ impl Provided {
         self.staged.push(staged);
         Ok(path)
     }
+}
+
+/// Whether a step may write to a mount.
+fn access(request: &MountRequest, is_in_place: bool) -> Access {
+    // What is in a directory of this step's own need not be kept from it; a socket is written to.
+    let own = match &request.what {
+        MountWhat::Bind(_) => is_in_place,
+        MountWhat::Agent(_) => true,
+        MountWhat::Tmpfs { .. } | MountWhat::Cache(_) | MountWhat::Secret { .. } => false,
+    };
+    if request.read_only && !own { Access::ReadOnly } else { Access::ReadWrite }
+}
+
+/// The caches that a step mounts, each with the strictest sharing that it is asked for with.
+fn wanted_caches(
+    requests: &[MountRequest],
+    is_in_place: bool,
+) -> BTreeMap<Digest, (CacheSharing, &CacheRequest)> {
+    let mut wanted: BTreeMap<Digest, (CacheSharing, &CacheRequest)> = BTreeMap::new();
+    for request in requests {
+        if let MountWhat::Cache(cache) = &request.what {
+            let (sharing, _) = wanted.entry(cache.name).or_insert((cache.sharing, cache));
+            *sharing = cache.sharing.max(*sharing);
+            if is_in_place {
+                // A directory can be in one place only.
+                *sharing = CacheSharing::Private.max(*sharing);
+            }
+        }
+    }
+    wanted
 }
 
 /// Makes the socket of an agent; the engine listens on its own copy of it.
@@ -235,4 +249,53 @@ pub(in crate::build) fn save_cache(
 
 fn copy_of(context: Option<&OwnedFd>) -> Result<Option<OwnedFd>, WorkerError> {
     context.map(OwnedFd::try_clone).transpose().map_err(WorkerError::Cache)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::protocol::CopyFrom;
+    use crate::model::Secret;
+
+    fn mount(what: MountWhat, read_only: bool) -> MountRequest {
+        MountRequest { target: "/m".to_owned(), read_only, what }
+    }
+
+    fn cache(name: &str, sharing: CacheSharing) -> MountRequest {
+        let cache = CacheRequest { name: Digest::of(name), sharing, seed: None, mode: None, owner: None };
+        mount(MountWhat::Cache(cache), false)
+    }
+
+    #[test]
+    fn a_cache_that_is_mounted_twice_is_shared_as_the_stricter_mount_says() {
+        use CacheSharing::{Locked, Private, Shared};
+        let requests = [
+            cache("a", Shared),
+            cache("b", Private),
+            cache("a", Locked),
+            cache("b", Shared),
+            mount(MountWhat::Tmpfs { max_bytes: None }, false),
+            cache("c", Shared),
+        ];
+        let sharing = |is_in_place| {
+            let wanted = wanted_caches(&requests, is_in_place);
+            ["a", "b", "c"].map(|name| wanted[&Digest::of(name)].0)
+        };
+        assert_eq!(sharing(false), [Locked, Private, Shared]);
+        assert_eq!(sharing(true), [Locked, Private, Private]);
+        assert_eq!(wanted_caches(&requests, false).len(), 3);
+    }
+
+    #[test]
+    fn what_is_only_read_is_not_written_to_unless_it_is_the_steps_own() {
+        let files = || Selection { from: CopyFrom::Layers(Vec::new()), source: "/".to_owned() };
+        let secret = || MountWhat::Secret { content: Secret::new(Vec::new()), mode: 0o400, owner: (0, 0) };
+        let all = |is_in_place| {
+            [MountWhat::Bind(files()), secret(), MountWhat::Agent(AgentSocket(0))]
+                .map(|what| access(&mount(what, true), is_in_place) == Access::ReadOnly)
+        };
+        assert_eq!(all(false), [true, true, false]);
+        assert_eq!(all(true), [false, true, false]);
+        assert!(access(&mount(secret(), false), false) == Access::ReadWrite);
+    }
 }
