@@ -149,6 +149,10 @@ impl Git {
             }
             step(&["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"]).await?;
         }
+        if keep_git_dir {
+            // The index again, without what it says of these files on this disk, which is another each time.
+            step(&["read-tree", "HEAD"]).await?;
+        }
         let time = step(&["show", "-s", "--format=%ct", commit]).await?;
         let time = time.trim().parse().unwrap_or(0);
         let into = into.to_owned();
