@@ -4,6 +4,7 @@
 //! again cannot be marked opaque. `volatile` because an upper is thrown away after a crash in any case, and
 //! unmounting without it writes back the whole file system that it is on.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
@@ -68,11 +69,15 @@ fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Top first, as the kernel wants them; an image without layers stands on an empty directory.
+///
+/// A layer that is there twice is mounted once, where it is topmost: of what it has further down nothing shows. The kernel
+/// refuses the same directory twice (`ELOOP`).
 fn lowers(spec: &RootSpec) -> Vec<PathBuf> {
     if spec.lowers.is_empty() {
         return vec![spec.mount_point.clone()];
     }
-    spec.lowers.iter().rev().cloned().collect()
+    let mut seen = BTreeSet::new();
+    spec.lowers.iter().rev().filter(|lower| seen.insert(*lower)).cloned().collect()
 }
 
 fn mount_by_fsconfig(spec: &RootSpec, lowers: &[PathBuf], volatile: bool) -> rustix::io::Result<()> {
@@ -184,5 +189,16 @@ mod tests {
             mount_point: "m".into(),
         };
         assert_eq!(options(&spec, &lowers(&spec)), "lowerdir=top:base,upperdir=u,workdir=w,userxattr");
+    }
+
+    #[test]
+    fn a_layer_that_is_there_twice_is_mounted_once_where_it_is_topmost() {
+        let spec = RootSpec {
+            lowers: ["base", "same", "other", "same"].map(PathBuf::from).to_vec(),
+            upper: "u".into(),
+            work: "w".into(),
+            mount_point: "m".into(),
+        };
+        assert_eq!(lowers(&spec), ["same", "other", "base"].map(PathBuf::from));
     }
 }
