@@ -32,8 +32,9 @@ impl Kept {
     /// The best root to begin with for `layers`: one that holds them, or as many of them from the base on as any does.
     pub(super) fn take(&mut self, layers: &[Digest], files: LaidFiles) -> Option<Plain> {
         let serves = |plain: &Plain| {
-            // Files of one's own can be read too, but what is laid over them had better be a step's that writes.
-            let exact = plain.layers == layers;
+            // Files of one's own can be read too, but what is laid over them had better be a step's that writes; and who
+            // reads is to see which names are one file.
+            let exact = plain.layers == layers && plain.root.keeps_links();
             layers.starts_with(&plain.layers)
                 && (plain.root.files() == files || (exact && files == LaidFiles::Linked))
         };

@@ -48,13 +48,15 @@ pub struct PlainRoot {
     files: LaidFiles,
     /// The inode of every directory when the root was last known.
     directories: BTreeMap<PathBuf, u64>,
+    /// Names that are one file in a layer are files of their own here.
+    parted: bool,
 }
 
 impl PlainRoot {
     /// A root in an empty directory.
     #[must_use]
     pub fn new(root: Root, files: LaidFiles) -> Self {
-        Self { root, files, directories: BTreeMap::new() }
+        Self { root, files, directories: BTreeMap::new(), parted: false }
     }
 
     /// The files.
@@ -67,6 +69,12 @@ impl PlainRoot {
     #[must_use]
     pub fn files(&self) -> LaidFiles {
         self.files
+    }
+
+    /// Whether every two names that are one file in the layers are one here too, as far as is known.
+    #[must_use]
+    pub fn keeps_links(&self) -> bool {
+        !self.parted
     }
 
     /// Lays a layer's tree over what is there.
@@ -116,7 +124,7 @@ impl PlainRoot {
     }
 
     fn lay_file(
-        &self,
+        &mut self,
         (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
         name: &OsStr,
         path: &Path,
@@ -129,6 +137,7 @@ impl PlainRoot {
                 result => return result.at("create hard link", path),
             }
         }
+        self.parted |= node.kind == Kind::File && node.links > 1;
         copy_node((from, name), (to, name), path, node)
     }
 
@@ -164,6 +173,7 @@ impl PlainRoot {
         let (found, linked) = (gatherer.found, gatherer.linked);
         self.directories = found;
         if self.files == LaidFiles::Copied {
+            self.parted |= !linked.is_empty();
             linked.iter().try_for_each(|path| self.split(path))?;
         }
         Ok(())

@@ -145,8 +145,8 @@ impl<'a> Placer<'a> {
         }
         let (from, to) = (from.subroot(&source.path)?, self.to.subroot(&dest)?);
         let base = self.to.canonical(&dest)?;
-        // The root of a context is whatever directory it was put in; its time says nothing.
-        let is_context = source.path.as_os_str().is_empty() && !self.options.preserve_owner;
+        // A root is whatever directory it was put in, also an image's, which no layer says the time of.
+        let is_root = source.path.as_os_str().is_empty();
         let mut directories = Vec::new();
         for found in &source.entries {
             let is_new = self.entry(&source.path, found, (&from, &to, &base))?;
@@ -162,7 +162,7 @@ impl<'a> Placer<'a> {
                 self.finish_directory(&found.path, &found.node, &from, &to)?;
             }
         }
-        if !is_context {
+        if !is_root {
             rustix::fs::futimens(to.as_fd(), &times(source.node.mtime)).at("set time of", &dest)?;
         }
         Ok(())
