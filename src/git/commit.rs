@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use git2::{ObjectType, Oid};
 use jiff::Timestamp;
 
-use super::GitError;
 use super::objects::{CommitHeader, Objects, TreeEntry, commit_id, oid};
+use super::{GitError, Repository};
 use crate::model::CommitId;
 
 mod export;
@@ -16,9 +16,9 @@ mod export;
 pub use export::Exported;
 
 /// More files and directories than this are not a source: trees that name each other a few times over have billions.
-const MAX_ENTRIES: u64 = 1_000_000;
+pub(super) const MAX_ENTRIES: u64 = 1_000_000;
 /// Directories inside each other.
-const MAX_DEPTH: usize = 128;
+pub(super) const MAX_DEPTH: usize = 128;
 /// All files of a commit together.
 const MAX_TOTAL_BYTES: u64 = 16 << 30;
 /// Names that a survey lists.
@@ -33,7 +33,8 @@ pub struct Commit {
     parents: Vec<CommitId>,
     header: CommitHeader,
     objects: Objects,
-    git_dir: PathBuf,
+    /// Keeps what was brought of it.
+    repository: Repository,
     /// The object directories, the first one first.
     directories: Vec<PathBuf>,
 }
@@ -78,12 +79,16 @@ pub struct Survey {
 }
 
 impl Commit {
-    pub(super) fn open(git_dir: PathBuf, directories: Vec<PathBuf>, id: CommitId) -> Result<Self, GitError> {
+    pub(super) fn open(
+        repository: Repository,
+        directories: Vec<PathBuf>,
+        id: CommitId,
+    ) -> Result<Self, GitError> {
         let paths: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
         let objects = Objects::open(&paths)?;
         let header = objects.commit(oid(id))?;
         let parents = header.parents.iter().map(|parent| commit_id(*parent)).collect::<Result<_, _>>()?;
-        Ok(Self { id, parents, header, objects, git_dir, directories })
+        Ok(Self { id, parents, header, objects, repository, directories })
     }
 
     /// Its id.

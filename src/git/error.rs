@@ -87,6 +87,22 @@ pub enum GitError {
         /// The last that it said.
         message: String,
     },
+    /// A pack that is elsewhere has an index that is none.
+    #[error("the index of `{pack}` is not one: {what}")]
+    Index {
+        /// Which.
+        pack: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// What is in a pack that is elsewhere cannot be had.
+    #[error("failed to bring objects of `{pack}` from where it is kept")]
+    Distant {
+        /// Which.
+        pack: String,
+        /// Why.
+        source: super::FetchError,
+    },
     /// A blocking task ended early: the server is stopping.
     #[error("the task was stopped")]
     Stopped,
@@ -121,6 +137,11 @@ pub enum ReceiveError {
     /// `git index-pack` refused the pack.
     #[error("the pack was refused: {0}")]
     Pack(String),
+    /// The pack builds on objects that are not here, which the client was told not to do.
+    #[error(
+        "this server has the repository in part, and your client sent differences from the rest: push again in a minute, when the server has all of it"
+    )]
+    Thin,
     /// Indexing took too long.
     #[error("the pack was not indexed within {0:?}")]
     Slow(Duration),

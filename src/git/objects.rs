@@ -2,19 +2,23 @@
 //! owner of a directory has a say in what is read.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use git2::{ObjectType, Odb, OdbLookupFlags, Oid};
 
-use super::GitError;
+use super::{Distant, GitError};
 use crate::model::CommitId;
 
 /// The largest commit, tag or tree that is taken into memory.
 const MAX_STRUCTURE_BYTES: usize = 32 << 20;
 /// How many tags may name each other before a commit.
-const MAX_TAG_DEPTH: usize = 8;
+pub(super) const MAX_TAG_DEPTH: usize = 8;
 
-/// Objects of one or more directories.
-pub(super) struct Objects(Odb<'static>);
+/// Objects of one or more directories, and which there are elsewhere.
+pub(super) struct Objects {
+    here: Odb<'static>,
+    distant: Option<Arc<Distant>>,
+}
 
 impl Objects {
     pub(super) fn open(directories: &[&Path]) -> Result<Self, GitError> {
@@ -26,16 +30,27 @@ impl Objects {
             let path = directory.to_str().ok_or_else(|| GitError::NotUtf8(directory.to_path_buf()))?;
             odb.add_disk_alternate(path).map_err(GitError::Open)?;
         }
-        Ok(Self(odb))
+        Ok(Self { here: odb, distant: None })
     }
 
+    /// These, and those of packs that are elsewhere.
+    pub(super) fn and(self, distant: Option<&Arc<Distant>>) -> Self {
+        Self { distant: distant.cloned(), ..self }
+    }
+
+    /// Whether there is such an object, here or elsewhere.
     pub(super) fn contains(&self, id: Oid) -> bool {
-        self.0.exists_ext(id, OdbLookupFlags::NO_REFRESH)
+        self.is_here(id) || self.distant.as_ref().is_some_and(|distant| distant.contains(id))
+    }
+
+    /// Whether the object can be read.
+    pub(super) fn is_here(&self, id: Oid) -> bool {
+        self.here.exists_ext(id, OdbLookupFlags::NO_REFRESH)
     }
 
     /// The kind and the size, without reading the object.
     pub(super) fn header(&self, id: Oid) -> Result<(ObjectType, usize), GitError> {
-        self.0.read_header(id).map(|(size, kind)| (kind, size)).map_err(|error| missing(id, error))
+        self.here.read_header(id).map(|(size, kind)| (kind, size)).map_err(|error| missing(id, error))
     }
 
     /// The whole object, if it has at most `max_bytes`.
@@ -44,7 +59,7 @@ impl Objects {
         if bytes > max_bytes {
             return Err(GitError::TooLarge { id: id.to_string(), bytes, max_bytes });
         }
-        self.0.read(id).map_err(|error| missing(id, error))
+        self.here.read(id).map_err(|error| missing(id, error))
     }
 
     /// A commit, tag or tree.

@@ -75,6 +75,20 @@ impl Repository {
         if both != before {
             self.set_shallow(&both)?;
         }
+        self.move_in(packs)?;
+        if *shallow != both {
+            self.set_shallow(shallow)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in packs of which the repository had the objects already, elsewhere. Blocks on the disk.
+    pub fn take_in_more(&self, packs: &[Pack]) -> Result<(), GitError> {
+        let _lock: File = shared(self)?;
+        self.move_in(packs)
+    }
+
+    fn move_in(&self, packs: &[Pack]) -> Result<(), GitError> {
         let directory = self.object_directory().join("pack");
         for pack in packs {
             for (from, extension) in [(&pack.pack, "pack"), (&pack.index, "idx")] {
@@ -83,13 +97,7 @@ impl Repository {
                 fs::rename(from, &to).map_err(GitError::io("move", from))?;
             }
         }
-        if !packs.is_empty() {
-            sync_directory(&directory)?;
-        }
-        if *shallow != both {
-            self.set_shallow(shallow)?;
-        }
-        Ok(())
+        if packs.is_empty() { Ok(()) } else { sync_directory(&directory) }
     }
 }
 

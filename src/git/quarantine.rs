@@ -14,6 +14,7 @@ use crate::model::CommitId;
 
 const PREFIX: &str = "incoming-";
 const VIEW_PREFIX: &str = "view-";
+const BROUGHT_PREFIX: &str = "brought-";
 /// Locked by whoever uses the directory; an unlocked one is left over.
 const LOCK: &str = "lock";
 const SHALLOW: &str = "shallow";
@@ -45,12 +46,23 @@ impl Quarantine {
 
     /// The objects of the push, then those of the repository.
     pub(super) fn objects(&self) -> Result<Objects, GitError> {
-        Objects::open(&[self.path(), &self.repository.object_directory()])
+        let directories = self.directories();
+        let paths: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
+        Ok(Objects::open(&paths)?.and(self.repository.distant()))
     }
 
     /// The objects of the push alone.
     pub(super) fn own_objects(&self) -> Result<Objects, GitError> {
         Objects::open(&[self.path()])
+    }
+
+    /// The repository that the push is for.
+    pub(super) const fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    fn directories(&self) -> Vec<PathBuf> {
+        std::iter::once(self.path().to_owned()).chain(self.repository.object_directories()).collect()
     }
 
     pub(super) fn set_shallow(&mut self, shallow: BTreeSet<CommitId>) {
@@ -59,12 +71,20 @@ impl Quarantine {
 
     /// `git <command>` that writes here, and reads here and in the repository.
     pub(super) fn git(&self, command: &str) -> Result<tokio::process::Command, GitError> {
-        let objects = self.repository.object_directory();
-        let main = objects.to_str().ok_or_else(|| GitError::NotUtf8(objects.clone()))?;
+        self.git_in(self.path(), command)
+    }
+
+    /// The same that writes into another directory, and reads there and in the repository.
+    pub(super) fn git_in(&self, path: &Path, command: &str) -> Result<tokio::process::Command, GitError> {
+        let mut others = Vec::new();
+        for directory in self.repository.object_directories() {
+            let directory = directory.to_str().ok_or_else(|| GitError::NotUtf8(directory.clone()))?;
+            others.push(child::quoted_alternate(directory));
+        }
         let mut git = child::git(self.repository.path(), command);
-        git.env("GIT_OBJECT_DIRECTORY", self.path())
-            .env("GIT_QUARANTINE_PATH", self.path())
-            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", child::quoted_alternate(main))
+        git.env("GIT_OBJECT_DIRECTORY", path)
+            .env("GIT_QUARANTINE_PATH", path)
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", others.join(":"))
             .env("GIT_SHALLOW_FILE", self.path().join(SHALLOW));
         Ok(git)
     }
@@ -77,8 +97,7 @@ impl Quarantine {
 
     /// Reads a commit of the push, or of the repository.
     pub fn commit(&self, id: CommitId) -> Result<Commit, GitError> {
-        let directories = vec![self.path().to_owned(), self.repository.object_directory()];
-        Commit::open(self.repository.path().to_owned(), directories, id)
+        Commit::open(self.repository.clone(), self.directories(), id)
     }
 
     /// Moves the objects into the repository, and makes `keep` survive [`Repository::collect`]. Returns the commits
@@ -155,6 +174,12 @@ impl Directory {
         Self::create(repository.path(), VIEW_PREFIX)
     }
 
+    /// A place for what is brought of packs that are elsewhere.
+    pub(super) fn for_brought(repository: &Repository) -> Result<Self, GitError> {
+        let _until_made = shared(repository)?;
+        Self::create(repository.path(), BROUGHT_PREFIX)
+    }
+
     pub(super) fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -162,7 +187,9 @@ impl Directory {
 
 /// Deletes the directories that a killed process left. The repository is locked: none is being made.
 pub(super) fn sweep(repository: &Path) -> Result<(), GitError> {
-    for (parent, prefix) in [(repository.join("objects"), PREFIX), (repository.to_owned(), VIEW_PREFIX)] {
+    let own = repository.to_owned();
+    let places = [(repository.join("objects"), PREFIX), (own.clone(), VIEW_PREFIX), (own, BROUGHT_PREFIX)];
+    for (parent, prefix) in places {
         for entry in fs::read_dir(&parent).map_err(GitError::io("read", &parent))?.flatten() {
             let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix));
             if !ours {

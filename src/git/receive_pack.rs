@@ -4,6 +4,7 @@
 
 mod check;
 mod ingest;
+mod links;
 mod report;
 mod request;
 mod screen;
@@ -132,7 +133,7 @@ where
 {
     let shallow = repository.shallow().map_err(ReceiveError::Storage)?;
     let advertised = async {
-        writer.write_all(&advertisement(refs, &shallow)).await?;
+        writer.write_all(&advertisement(refs, &shallow, repository)).await?;
         writer.flush().await
     };
     advertised.await.map_err(|error| ReceiveError::ClientGone(Some(error)))?;
@@ -185,7 +186,7 @@ where
         screen::screen(&request.commands, refs, limits, |name, reason| reporter.refuse(name, reason));
     let shallow = repository.shallow().map_err(ReceiveError::Storage)?;
     let owned = repository.clone();
-    let quarantine = blocking(move || Quarantine::create(&owned)).await.map_err(ReceiveError::Storage)?;
+    let mut quarantine = blocking(move || Quarantine::create(&owned)).await.map_err(ReceiveError::Storage)?;
     let mut objects = 0;
     let begun = Instant::now();
     if request.commands.iter().any(|command| command.new.is_some()) {
@@ -194,9 +195,18 @@ where
         let header = PackHeader::read(reader, limits).await?;
         objects = header.objects;
         ingest::ingest(header, &quarantine, limits, reader, reporter).await?;
+        if repository.distant().is_some() {
+            quarantine = links::check(quarantine, limits, reporter).await?;
+        }
     }
     let indexed = begun.elapsed();
-    let tips = commands.iter().filter_map(|command| command.new).map(oid).collect();
+    let tips: Vec<_> = commands.iter().filter_map(|command| command.new).map(oid).collect();
+    let cut_off: Vec<_> = shallow.union(&request.shallow).copied().collect();
+    let brought = async {
+        repository.bring(&cut_off).await?;
+        quarantine.bring_peeled(tips.clone()).await
+    };
+    brought.await.map_err(ReceiveError::Storage)?;
     let scope = check::Scope { tips, offered: request.shallow.clone(), shallow, objects };
     let quarantine = check::complete(quarantine, scope, refs).await.map_err(ReceiveError::Objects)?;
     let store = quarantine.objects().map_err(ReceiveError::Storage)?;
@@ -211,12 +221,14 @@ where
 }
 
 /// The refs, what we can do, and the commits whose parents we lack.
-fn advertisement(refs: &Refs, shallow: &BTreeSet<CommitId>) -> Vec<u8> {
+fn advertisement(refs: &Refs, shallow: &BTreeSet<CommitId>, repository: &Repository) -> Vec<u8> {
     // A client with SHA-256 ends before it has said anything, unless it is offered that too: then it can be
     // refused in words of ours. It stumbles over `capabilities^{}`, so without refs we tell of an object we have.
     let version = env!("CARGO_PKG_VERSION");
+    // Nor does it send differences from objects that are not here.
+    let thin = if repository.distant().is_some() { "no-thin " } else { "" };
     let capabilities = format!(
-        "report-status report-status-v2 delete-refs side-band-64k quiet atomic ofs-delta push-options \
+        "report-status report-status-v2 delete-refs side-band-64k quiet atomic ofs-delta {thin}push-options \
          object-format=sha1 object-format=sha256 agent=hephy/{version}"
     );
     let mut lines = refs.iter().map(|(name, id)| format!("{id} {name}"));

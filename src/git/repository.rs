@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -13,11 +14,12 @@ use tokio::io::AsyncWriteExt;
 use super::child::{self, Group};
 use super::commit::Commit;
 use super::objects::{Objects, oid};
-use super::{GitError, quarantine};
+use super::quarantine::Directory;
+use super::{Brought, Distant, GitError, quarantine};
 use crate::model::CommitId;
 
 /// More packs than this make reading slow: each push adds one.
-const CROWDED_PACKS: usize = 40;
+pub const CROWDED_PACKS: usize = 40;
 /// No build takes longer.
 const GRACE: Duration = Duration::from_hours(24);
 /// Refs below this name the commits that must stay; no client sees them.
@@ -34,6 +36,8 @@ const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n
 #[derive(Debug, Clone)]
 pub struct Repository {
     path: PathBuf,
+    /// What of it is elsewhere.
+    distant: Option<Arc<Distant>>,
 }
 
 impl Repository {
@@ -47,7 +51,7 @@ impl Repository {
         if !path.join("HEAD").exists() {
             create(path)?;
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), distant: None })
     }
 
     /// Where it is.
@@ -56,18 +60,52 @@ impl Repository {
         &self.path
     }
 
+    /// The same, of which these packs are elsewhere: what is read of them is to be brought before ([`Self::bring`]).
+    #[must_use]
+    pub fn in_part(self, distant: Distant) -> Self {
+        Self { distant: Some(Arc::new(distant)), ..self }
+    }
+
+    /// A directory for what is brought of packs that are elsewhere. Those that a killed process left are gone then,
+    /// unless the repository is in use.
+    pub fn brought(&self) -> Result<Brought, GitError> {
+        let lock = self.lock_file()?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            quarantine::sweep(&self.path)?;
+        }
+        drop(lock);
+        Directory::for_brought(self).map(Brought::new)
+    }
+
+    pub(super) const fn distant(&self) -> Option<&Arc<Distant>> {
+        self.distant.as_ref()
+    }
+
+    /// Where objects are that can be read.
+    pub(super) fn object_directories(&self) -> Vec<PathBuf> {
+        let brought = self.distant.iter().map(|distant| distant.objects().to_owned());
+        std::iter::once(self.object_directory()).chain(brought).collect()
+    }
+
+    /// The objects, those that are elsewhere with them.
+    pub(super) fn objects(&self) -> Result<Objects, GitError> {
+        let directories = self.object_directories();
+        let paths: Vec<_> = directories.iter().map(PathBuf::as_path).collect();
+        Ok(Objects::open(&paths)?.and(self.distant.as_ref()))
+    }
+
     pub(super) fn object_directory(&self) -> PathBuf {
         self.path.join("objects")
     }
 
-    /// Whether the object is here.
+    /// Whether the repository has the object.
     pub fn contains(&self, id: CommitId) -> Result<bool, GitError> {
-        Ok(Objects::open(&[&self.object_directory()])?.contains(oid(id)))
+        Ok(self.objects()?.contains(oid(id)))
     }
 
-    /// Reads a commit.
+    /// Reads a commit. Of a repository that is here in part it is to be brought before, and its files too to be read.
     pub fn commit(&self, id: CommitId) -> Result<Commit, GitError> {
-        Commit::open(self.path.clone(), vec![self.object_directory()], id)
+        Commit::open(self.clone(), self.object_directories(), id)
     }
 
     /// The commits whose parents are not here (`git help shallow`).
@@ -146,11 +184,14 @@ impl Repository {
     }
 
     /// Packs all objects that are kept into one pack and drops the others. Returns `false` at once, having done
-    /// nothing, while a push is being received.
+    /// nothing, while a push is being received, and of a repository that is here in part.
     ///
     /// All objects that are dropped go at once: an object that is here always has all that it needs here too, which
     /// is what the check of a push relies on.
     pub async fn collect(&self) -> Result<bool, GitError> {
+        if self.distant.is_some() {
+            return Ok(false);
+        }
         let lock = self.lock_file()?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}

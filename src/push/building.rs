@@ -91,7 +91,7 @@ fn boot() -> Option<String> {
 /// What an earlier process of this boot wrote out stays: its engine may still be reading it, and would go on in an empty
 /// directory.
 async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), Ended> {
-    let repository = stages.repository(&build.app).await;
+    let repository = stages.repository_with(&build.app, build.commit).await;
     let repository = repository.map_err(|error| Failure::platform("open the repository", &error))?;
     let (commit, context) = (build.commit, context.to_owned());
     let exported = tokio::task::spawn_blocking(move || {

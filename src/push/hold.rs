@@ -17,10 +17,19 @@ pub struct Hold {
 impl Stages {
     /// The right to work on an app; `None` while another has it. Where there is one server, it always has it.
     pub async fn hold(&self, app: &AppName) -> Result<Option<Hold>, LeaseError> {
+        self.hold_as(format!("app-{app}")).await
+    }
+
+    /// The right to consolidate what is kept of an app's pushes, beside whatever is done on it; `None` while another has it.
+    pub async fn hold_packs(&self, app: &AppName) -> Result<Option<Hold>, LeaseError> {
+        self.hold_as(format!("packs-{app}")).await
+    }
+
+    async fn hold_as(&self, name: String) -> Result<Option<Hold>, LeaseError> {
         match &self.leases {
             None => Ok(Some(Hold { lease: None })),
             Some(leases) => {
-                let lease = leases.hold(&format!("app-{app}")).await?;
+                let lease = leases.hold(&name).await?;
                 Ok(lease.map(|lease| Hold { lease: Some(lease) }))
             }
         }

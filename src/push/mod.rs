@@ -17,8 +17,8 @@ use crate::git::Repository;
 use crate::kubernetes::Leases;
 use crate::model::store::{self, Store};
 use crate::model::{
-    App, AppName, Build, BuildState, Chain, ObjectName, Plan, PublishedIndex, PushEvent, Recipe, Release,
-    ReleaseNumber, Source,
+    App, AppName, Build, BuildState, Chain, CommitId, ObjectName, Plan, PublishedIndex, PushEvent, Recipe,
+    Release, ReleaseNumber, Source,
 };
 use crate::publish::{Place, Publisher};
 use crate::registry::client::Client;
@@ -46,7 +46,7 @@ pub use hold::Hold;
 pub use metrics::Metrics;
 pub use rolling::{current_version, version};
 pub use running::{Attached, Pushes};
-pub use sources::{Sources, SourcesError};
+pub use sources::{Extent, Sources, SourcesError};
 
 use log::{LogWriter, Logs};
 
@@ -95,9 +95,21 @@ impl Stages {
         self.sources.path(app)
     }
 
-    /// The repository of an app, with everything that its object names.
+    /// The repository of an app, with everything that its object names: a clone needs that. What is large is fetched.
     pub async fn repository(&self, app: &AppName) -> Result<Repository, SourcesError> {
         self.sources.open(&*self.store, app).await
+    }
+
+    /// The same, perhaps in part: what is read of it is to be brought before.
+    pub async fn repository_in_part(&self, app: &AppName) -> Result<Repository, SourcesError> {
+        self.sources.open_in_part(&*self.store, app).await
+    }
+
+    /// The same, of which a commit and its files can be read.
+    pub async fn repository_with(&self, app: &AppName, commit: CommitId) -> Result<Repository, SourcesError> {
+        let repository = self.repository_in_part(app).await?;
+        repository.bring_files(commit).await?;
+        Ok(repository)
     }
 }
 
@@ -184,7 +196,7 @@ async fn write_down(
 }
 
 async fn detect(stages: &Stages, source: Source, log: &mut LogWriter) -> Result<Recipe, Ended> {
-    let repository = stages.repository(&source.app).await;
+    let repository = stages.repository_with(&source.app, source.commit).await;
     let repository = repository.map_err(|error| Failure::platform("open the repository", &error))?;
     let detected = tokio::task::spawn_blocking(move || {
         let commit = repository

@@ -99,7 +99,7 @@ async fn look(stages: &Stages, plan: &mut Plan, available: &[Platform]) -> Resul
 async fn what_is_built(stages: &Stages, recipe: &Recipe) -> Result<Look, Ended> {
     let Method::Dockerfile { path, context, target, args } = &recipe.method;
     let source = &recipe.source;
-    let repository = stages.repository(&source.app).await;
+    let repository = stages.repository_with(&source.app, source.commit).await;
     let repository = repository.map_err(|error| Failure::platform("open the repository", &error))?;
     let (commit, file) = (source.commit, path.clone());
     let read = tokio::task::spawn_blocking(move || {

@@ -2,53 +2,72 @@
 //!
 //! Of several servers each has a disk of its own, which is a cache. The packs of a push are blobs in the app's
 //! repository of the registry; a manifest lists them, and the App names the manifest by its digest. It does so before any
-//! ref names a commit of the push, so whatever a ref or a build names is in the packs that the App names. A server
-//! fetches the packs that it lacks when it opens a repository.
+//! ref names a commit of the push, so whatever a ref or a build names is in the packs that the App names.
+//!
+//! A server fetches the packs that it lacks when it opens a repository whole, as a clone needs it. A push and a build
+//! open it in part: what is large stays in the registry, and what they read is brought from there object by object.
+
+mod kept;
+mod known;
+mod part;
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::future::try_join_all;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::git::{GitError, Pack, Repository};
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{App, AppName, ObjectName};
-use crate::oci::{Descriptor, Digest, Manifest, MediaType, RawManifest, Tag, Target};
+use crate::oci::Digest;
 use crate::publish::Place;
-use crate::registry::client::{BlobSource, Client, ClientError};
+use crate::registry::client::{Client, ClientError};
 
-/// What the manifest of an app's packs is.
-const ARTIFACT: &str = "application/vnd.hephy.git.v1";
-const PACK: &str = "application/vnd.hephy.git.pack";
-const INDEX: &str = "application/vnd.hephy.git.index";
-/// The annotation that names a pack.
-const NAME: &str = "dev.hephy.git.name";
-/// The annotation that tells a pack from the same one before.
-const AGAIN: &str = "dev.hephy.git.again";
-/// The tag that holds the manifest, for a registry that removes what has none.
-const TAG: &str = "git";
-/// The file that says which packs a repository has, or had before it was collected.
-const KNOWN: &str = "hephy.packs";
+pub(super) use kept::digest_of_file;
+use kept::{Kept, Registry};
+use known::{Known, remove_aside};
+
 /// So many packs are fetched at once.
 const AT_ONCE: usize = 4;
+/// Packs that have no more bytes than this together are fetched whole also where a part would do.
+const NEAR_BYTES: u64 = 16 << 20;
 
 /// The repositories of all apps.
 #[derive(Debug)]
 pub struct Sources {
     directory: PathBuf,
     registry: Option<Registry>,
-    /// One fetch of an app at a time.
-    fetching: Mutex<HashMap<AppName, Arc<tokio::sync::Mutex<()>>>>,
+    near_bytes: u64,
+    /// One change at a time of what is here of an app.
+    turns: Turns,
+    /// One at a time has all of an app come here, which takes long and is in the way of nobody else.
+    fetching: Turns,
+    /// What was brought of repositories that are here in part.
+    brought: Mutex<HashMap<AppName, part::Place>>,
 }
 
-#[derive(Debug)]
-struct Registry {
-    client: Client,
-    place: Place,
+/// How much of an app's repository is on this disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// Not all of so many packs.
+    Part {
+        /// How many there are.
+        packs: usize,
+    },
+}
+
+/// Who waits for whom, by app.
+#[derive(Debug, Default)]
+struct Turns(Mutex<HashMap<AppName, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, app: &AppName) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.0).entry(app.clone()).or_default())
+    }
 }
 
 /// Why a repository cannot be opened or kept.
@@ -97,45 +116,37 @@ pub enum SourcesError {
     Stopped,
 }
 
-/// A pack in the registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Kept {
-    name: String,
-    /// How often it was pushed again: objects that nothing named any more may be gone from a disk that had them.
-    again: u32,
-    pack: Descriptor,
-    index: Descriptor,
-}
-
-/// What a repository on disk has of what is kept.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Known {
-    /// Whose: an app of the same name may have been there before.
-    created_at: Option<jiff::Timestamp>,
-    manifest: Option<Digest>,
-    packs: BTreeSet<(String, u32)>,
-    /// Where history was cut off when this was noted.
-    #[serde(default)]
-    shallow: BTreeSet<crate::model::CommitId>,
-}
-
-impl Kept {
-    fn key(&self) -> (String, u32) {
-        (self.name.clone(), self.again)
-    }
+/// A repository, and what it lacks.
+struct Opened {
+    repository: Repository,
+    app: Option<App>,
+    known: Known,
+    listed: Vec<Kept>,
+    lacking: Vec<Kept>,
 }
 
 impl Sources {
     /// Repositories that are on this disk alone.
     #[must_use]
     pub fn local(directory: PathBuf) -> Self {
-        Self { directory, registry: None, fetching: Mutex::default() }
+        Self::with(directory, None)
     }
 
     /// Repositories whose packs are in the registry, and on this disk while they are needed.
     #[must_use]
     pub fn shared(directory: PathBuf, client: Client, place: Place) -> Self {
-        Self { directory, registry: Some(Registry { client, place }), fetching: Mutex::default() }
+        Self::with(directory, Some(Registry { client, place }))
+    }
+
+    fn with(directory: PathBuf, registry: Option<Registry>) -> Self {
+        let (turns, fetching, brought) = (Turns::default(), Turns::default(), Mutex::default());
+        Self { directory, registry, near_bytes: NEAR_BYTES, turns, fetching, brought }
+    }
+
+    /// The same that fetches packs whole where they have no more bytes than this together.
+    #[must_use]
+    pub fn near(self, near_bytes: u64) -> Self {
+        Self { near_bytes, ..self }
     }
 
     /// Whether the packs are kept in the registry.
@@ -150,34 +161,111 @@ impl Sources {
         self.directory.join(format!("{app}.git"))
     }
 
-    /// Opens an app's repository, which has everything that the App names at this moment.
+    /// Opens an app's repository, which has everything here that the App names at this moment.
     ///
     /// Cancel safe: what was fetched in part is dropped.
     pub async fn open(&self, store: &dyn Store, app: &AppName) -> Result<Repository, SourcesError> {
-        let path = self.path(app);
-        let Some(registry) = &self.registry else {
-            return blocking(move || Ok(Repository::open_or_create(&path)?)).await;
-        };
-        let turn = self.turn(app);
+        let Some(registry) = &self.registry else { return self.open_local(app).await };
+        let fetching = self.fetching.of(app);
+        let _fetching = fetching.lock().await;
+        let turn = self.turns.of(app);
+        let (mut fetched, mut arrivals, mut whose) = (Vec::new(), None, None);
+        loop {
+            let opened = {
+                let _turn = turn.lock().await;
+                let mut opened = self.look(registry, store, app).await?;
+                if std::mem::replace(&mut whose, opened.known.created_at) != opened.known.created_at {
+                    // What came is of another app of that name, or nothing.
+                    fetched.clear();
+                }
+                opened.take_in(std::mem::take(&mut fetched)).await?;
+                opened
+            };
+            if opened.lacking.is_empty() {
+                self.let_go(app);
+                return Ok(opened.repository);
+            }
+            let directory = arrivals.insert(opened.repository.arrivals()?);
+            fetched = registry.fetch(app, &opened.lacking, directory.path()).await?;
+        }
+    }
+
+    /// Opens an app's repository, which has everything that the App names at this moment: what is large perhaps
+    /// elsewhere, so that it is to be brought before it is read.
+    ///
+    /// Cancel safe: what was fetched in part is dropped.
+    pub async fn open_in_part(&self, store: &dyn Store, app: &AppName) -> Result<Repository, SourcesError> {
+        let Some(registry) = &self.registry else { return self.open_local(app).await };
+        let turn = self.turns.of(app);
+        let of_turn = turn.lock().await;
+        let mut opened = self.look(registry, store, app).await?;
+        let near = part::near(&opened.listed, self.near_bytes);
+        let lacking = std::mem::take(&mut opened.lacking);
+        let (near, far): (Vec<_>, Vec<_>) = lacking.into_iter().partition(|kept| near.contains(&kept.key()));
+        let arrivals = opened.repository.arrivals()?;
+        let fetched = registry.fetch(app, &near, arrivals.path()).await?;
+        opened.lacking = near.into_iter().chain(far.clone()).collect();
+        opened.take_in(fetched).await?;
+        if far.is_empty() {
+            return Ok(opened.repository);
+        }
+        match self.distant(registry, app, &opened.repository, far).await {
+            Ok(distant) => Ok(opened.repository.in_part(distant)),
+            Err(SourcesError::Git(error @ GitError::Index { .. })) => {
+                tracing::warn!(app = %app, %error, "a repository is fetched whole");
+                drop(of_turn);
+                self.open(store, app).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How much of an app's repository is here.
+    pub async fn extent(&self, store: &dyn Store, app: &AppName) -> Result<Extent, SourcesError> {
+        let Some(registry) = &self.registry else { return Ok(Extent::Whole) };
+        let turn = self.turns.of(app);
         let _turn = turn.lock().await;
+        let opened = self.look(registry, store, app).await?;
+        let packs = opened.listed.len();
+        Ok(if opened.lacking.is_empty() { Extent::Whole } else { Extent::Part { packs } })
+    }
+
+    async fn open_local(&self, app: &AppName) -> Result<Repository, SourcesError> {
+        let path = self.path(app);
+        blocking(move || Ok(Repository::open_or_create(&path)?)).await
+    }
+
+    /// Finds out what is here, and what is not. The app's turn is ours.
+    async fn look(
+        &self,
+        registry: &Registry,
+        store: &dyn Store,
+        app: &AppName,
+    ) -> Result<Opened, SourcesError> {
+        let path = self.path(app);
         let read = store::load::<App>(store, &ObjectName::of(app)).await?.map(|read| read.object);
-        let known_path = path.join(KNOWN);
-        let mut known = read_known(known_path.clone()).await?;
+        let mut known = Known::read(&path).await?;
         let made = read.as_ref().map(|app| app.created_at);
         if known.created_at.is_some() && known.created_at != made {
             // Another app of that name was here: nobody may find its objects, nor build on them.
             let left = path.clone();
             blocking(move || remove_aside(&left)).await?;
+            self.let_go(app);
             known = Known::default();
         }
-        let repository = blocking(move || Ok(Repository::open_or_create(&path)?)).await?;
-        let Some(app) = read else { return Ok(repository) };
+        let repository = self.open_local(app).await?;
         known.created_at = made;
-        match app.packs {
-            Some(manifest) => registry.fetch(&repository, &app, manifest, (known_path, known)).await?,
-            None => write_known(known_path, known).await?,
+        let (mut listed, mut lacking) = (Vec::new(), Vec::new());
+        if let Some(manifest) =
+            read.as_ref().and_then(|app| app.packs).filter(|now| known.manifest != Some(*now))
+        {
+            let looked = repository.clone();
+            let here = blocking(move || Ok(looked.pack_names()?)).await?;
+            listed = registry.list(app, manifest).await?;
+            let is_here = |kept: &&Kept| here.contains(&kept.name) || known.packs.contains(&kept.key());
+            lacking = listed.iter().filter(|kept| !is_here(kept)).cloned().collect();
         }
-        Ok(repository)
+        Ok(Opened { repository, app: read, known, listed, lacking })
     }
 
     /// Names in the registry, instead of many packs, the few that this disk has made of them, where nobody has pushed since.
@@ -189,32 +277,29 @@ impl Sources {
         tidied: bool,
     ) -> Result<(), SourcesError> {
         let Some(registry) = &self.registry else { return Ok(()) };
-        let turn = self.turn(name);
-        let _turn = turn.lock().await;
+        // Not the turn: to send what was made of them takes long.
+        let fetching = self.fetching.of(name);
+        let _fetching = fetching.lock().await;
         let app = store::require::<App>(store, &ObjectName::of(name)).await?.object;
         let Some(base) = app.packs else { return Ok(()) };
-        let known_path = self.path(name).join(KNOWN);
-        let mut known = read_known(known_path.clone()).await?;
-        if !tidied || known.manifest != Some(base) {
+        let path = self.path(name);
+        if !tidied || Known::read(&path).await?.manifest != Some(base) {
             return registry.tag_what_is_named(store, name).await;
         }
-        let path = self.path(name);
-        let repository = blocking(move || Ok(Repository::open_or_create(&path)?)).await?;
+        let repository = self.open_local(name).await?;
         let packs = blocking(move || Ok(repository.packs()?)).await?;
         let all = registry.push(name, &packs).await?;
         let manifest = registry.write(name, &all).await?;
         if registry.swap(store, name, (Some(base), manifest.digest())).await? {
+            let turn = self.turns.of(name);
+            let _turn = turn.lock().await;
+            let mut known = Known::read(&path).await?;
             known.packs = all.iter().map(Kept::key).collect();
             known.manifest = Some(manifest.digest());
-            write_known(known_path, known).await?;
+            known.write(&path).await?;
             tracing::info!(app = %name, packs = all.len(), "the pushed objects in the registry are consolidated");
         }
         registry.tag_what_is_named(store, name).await
-    }
-
-    fn turn(&self, app: &AppName) -> Arc<tokio::sync::Mutex<()>> {
-        let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(fetching.entry(app.clone()).or_default())
     }
 
     /// Keeps the packs of a push: when this returns, every server finds them by the App, which must be there.
@@ -245,213 +330,50 @@ impl Sources {
     }
 }
 
-impl Registry {
-    fn repository(&self, app: &AppName) -> Result<crate::oci::Repository, SourcesError> {
-        Ok(self.place.repository(app)?)
-    }
-
-    /// Uploads packs; those that are there already are not sent.
-    async fn push(&self, app: &AppName, packs: &[Pack]) -> Result<Vec<Kept>, SourcesError> {
-        let repository = self.repository(app)?;
-        let mut all = Vec::with_capacity(packs.len());
-        for pack in packs {
-            let mut descriptors = Vec::with_capacity(2);
-            for (path, media_type) in [(&pack.pack, PACK), (&pack.index, INDEX)] {
-                let (digest, size) = digest_of(path.clone()).await?;
-                let blob = BlobSource::file(path, digest, size);
-                let pushed = self.client.push_blob(&repository, blob, &[]).await;
-                pushed.map_err(|source| SourcesError::Registry { doing: "keep", source })?;
-                descriptors.push(Descriptor::new(MediaType::from(media_type), digest, size));
-            }
-            if let [pack_file, index] = descriptors.as_slice() {
-                let (name, pack, index) = (pack.name.clone(), pack_file.clone(), index.clone());
-                all.push(Kept { name, again: 0, pack, index });
-            }
-        }
-        Ok(all)
-    }
-
-    /// Writes the list of an app's packs, by its digest.
-    async fn write(&self, app: &AppName, packs: &[Kept]) -> Result<RawManifest, SourcesError> {
-        let keep = |source| SourcesError::Registry { doing: "keep", source };
-        let repository = self.repository(app)?;
-        let empty = Descriptor::of(MediaType::Empty, b"{}");
-        self.client.push_blob(&repository, BlobSource::bytes("{}"), &[]).await.map_err(keep)?;
-        let layers = packs.iter().flat_map(|kept| {
-            let mut pack = kept.pack.clone();
-            let again = (kept.again > 0).then(|| (AGAIN.to_owned(), kept.again.to_string()));
-            pack.annotations = [(NAME.to_owned(), kept.name.clone())].into_iter().chain(again).collect();
-            [pack, kept.index.clone()]
-        });
-        let layers = layers.collect();
-        let manifest =
-            Manifest { artifact_type: Some(MediaType::from(ARTIFACT)), ..Manifest::image(empty, layers) };
-        let manifest = RawManifest::image(&manifest);
-        if manifest.bytes().len() > crate::oci::MAX_MANIFEST_BYTES {
-            return Err(SourcesError::TooMany(packs.len()));
-        }
-        let target = Target::Digest(manifest.digest());
-        self.client.push_manifest(&repository, &target, &manifest).await.map_err(keep)?;
-        Ok(manifest)
-    }
-
-    /// Has the App name another list, if it still names `base`.
-    async fn swap(
-        &self,
-        store: &dyn Store,
-        app: &AppName,
-        (base, next): (Option<Digest>, Digest),
-    ) -> Result<bool, SourcesError> {
-        let name = ObjectName::of(app);
-        let swapped = store::modify(store, &name, |app: &mut App| {
-            let is_base = app.packs == base || app.packs == Some(next);
-            if is_base {
-                app.packs = Some(next);
-            }
-            Ok::<_, StoreError>(is_base)
-        });
-        Ok(swapped.await?.1)
-    }
-
-    /// Tags the list that the App names, so that no registry takes it for garbage; again, if it names another by then.
-    async fn tag_what_is_named(&self, store: &dyn Store, app: &AppName) -> Result<(), SourcesError> {
-        let Ok(tag) = TAG.parse::<Tag>() else { return Ok(()) };
-        let (repository, target) = (self.repository(app)?, Target::Tag(tag));
-        let named = async || {
-            Ok::<_, SourcesError>(store::require::<App>(store, &ObjectName::of(app)).await?.object.packs)
+impl Opened {
+    /// Takes in packs that came, and notes it. The app's turn is ours.
+    async fn take_in(&mut self, fetched: Vec<Pack>) -> Result<(), SourcesError> {
+        let path = self.repository.path().to_owned();
+        let Some(App { packs: Some(manifest), shallow, .. }) = &self.app else {
+            return if self.app.is_some() { self.known.write(&path).await } else { Ok(()) };
         };
-        let keep = |source| SourcesError::Registry { doing: "keep", source };
-        let mut next = named().await?;
-        while let Some(digest) = next {
-            let list = self.client.manifest(&repository, &Target::Digest(digest)).await.map_err(keep)?;
-            self.client.push_manifest(&repository, &target, &list).await.map_err(keep)?;
-            next = named().await?.filter(|now| *now != digest);
-        }
-        Ok(())
-    }
-
-    /// The packs that a manifest lists.
-    async fn list(&self, app: &AppName, manifest: Digest) -> Result<Vec<Kept>, SourcesError> {
-        let target = Target::Digest(manifest);
-        let read = self.client.manifest(&self.repository(app)?, &target).await;
-        let read = read.map_err(|source| SourcesError::Registry { doing: "find", source })?;
-        let malformed = |why| SourcesError::Malformed { digest: manifest, why };
-        let list = read.as_image().ok_or_else(|| malformed("it is no image manifest"))?;
-        let mut packs = Vec::with_capacity(list.layers.len() / 2);
-        for pair in list.layers.chunks(2) {
-            let [pack, index] = pair else { return Err(malformed("a pack lacks its index")) };
-            let name = pack.annotations.get(NAME).filter(|name| is_pack_name(name));
-            let name = name.ok_or_else(|| malformed("a pack has no name"))?.clone();
-            if (pack.media_type.as_str(), index.media_type.as_str()) != (PACK, INDEX) {
-                return Err(malformed("a layer is neither a pack nor an index"));
-            }
-            let again = pack.annotations.get(AGAIN).and_then(|again| again.parse().ok()).unwrap_or_default();
-            packs.push(Kept { name, again, pack: pack.clone(), index: index.clone() });
-        }
-        Ok(packs)
-    }
-
-    /// Brings the repository up to what the App names.
-    async fn fetch(
-        &self,
-        repository: &Repository,
-        app: &App,
-        manifest: Digest,
-        (known_path, mut known): (PathBuf, Known),
-    ) -> Result<(), SourcesError> {
-        if known.manifest == Some(manifest) && known.shallow == app.shallow {
+        let came: BTreeSet<String> = fetched.iter().map(|pack| pack.name.clone()).collect();
+        self.lacking.retain(|kept| !came.contains(&kept.name));
+        if self.known.manifest == Some(*manifest) && self.known.shallow == *shallow {
             return Ok(());
         }
-        let here = repository.clone();
-        let here = blocking(move || Ok(here.pack_names()?)).await?;
-        let listed = self.list(&app.name, manifest).await?;
-        let is_here = |kept: &&Kept| here.contains(&kept.name) || known.packs.contains(&kept.key());
-        let lacking: Vec<&Kept> = listed.iter().filter(|kept| !is_here(kept)).collect();
-        let arrivals = repository.arrivals()?;
-        let started = std::time::Instant::now();
-        let mut fetched = Vec::with_capacity(lacking.len());
-        for some in lacking.chunks(AT_ONCE) {
-            let pulled = some.iter().map(|kept| self.pull(&app.name, kept, arrivals.path()));
-            fetched.extend(try_join_all(pulled).await?);
+        let (repository, cut_off) = (self.repository.clone(), shallow.clone());
+        blocking(move || Ok(repository.take_in(&fetched, &cut_off)?)).await?;
+        if self.lacking.is_empty() {
+            self.known.packs.extend(self.listed.iter().map(Kept::key));
+            self.known.manifest = Some(*manifest);
+            self.known.shallow.clone_from(shallow);
         }
+        self.known.write(&path).await
+    }
+}
+
+impl Registry {
+    /// Fetches packs into a directory.
+    async fn fetch(
+        &self,
+        app: &AppName,
+        packs: &[Kept],
+        directory: &std::path::Path,
+    ) -> Result<Vec<Pack>, SourcesError> {
+        let started = std::time::Instant::now();
+        let pulled: Vec<_> = packs.iter().map(|kept| self.pull(app, kept, directory)).collect();
+        let fetched: Vec<Pack> = futures::stream::iter(pulled).buffered(AT_ONCE).try_collect().await?;
         if !fetched.is_empty() {
             let (packs, elapsed) = (fetched.len(), started.elapsed());
-            tracing::info!(app = %app.name, packs, ?elapsed, "pushed objects were fetched from the registry");
+            tracing::info!(app = %app, packs, ?elapsed, "pushed objects were fetched from the registry");
         }
-        let (repository, shallow) = (repository.clone(), app.shallow.clone());
-        blocking(move || Ok(repository.take_in(&fetched, &shallow)?)).await?;
-        known.packs.extend(listed.iter().map(Kept::key));
-        known.manifest = Some(manifest);
-        known.shallow.clone_from(&app.shallow);
-        write_known(known_path, known).await
-    }
-
-    async fn pull(&self, app: &AppName, kept: &Kept, directory: &Path) -> Result<Pack, SourcesError> {
-        let repository = self.repository(app)?;
-        let file = |extension| directory.join(format!("{}.{extension}", kept.name));
-        let pack = Pack { name: kept.name.clone(), pack: file("pack"), index: file("idx") };
-        for (descriptor, path) in [(&kept.pack, &pack.pack), (&kept.index, &pack.index)] {
-            let failed = |source| SourcesError::File { doing: "write", path: path.clone(), source };
-            let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
-            let pulled = self.client.pull_blob(&repository, descriptor, &mut file).await;
-            pulled.map_err(|source| SourcesError::Registry { doing: "fetch", source })?;
-        }
-        Ok(pack)
+        Ok(fetched)
     }
 }
 
-/// Removes a repository; whoever has it open finds it empty, and nobody finds half of it.
-fn remove_aside(path: &Path) -> Result<(), SourcesError> {
-    let failed = |source| SourcesError::File { doing: "remove", path: path.to_owned(), source };
-    let parent = path.parent().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-    let aside = tempfile::Builder::new().prefix("removed-").tempdir_in(parent).map_err(failed)?;
-    std::fs::rename(path, aside.path().join("git")).map_err(failed)?;
-    aside.close().map_err(failed)
-}
-
-/// `pack-` and a hash, and nothing that leads elsewhere.
-fn is_pack_name(name: &str) -> bool {
-    let hash = name.strip_prefix("pack-").unwrap_or_default();
-    hash.len() == 40 && hash.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-async fn digest_of(path: PathBuf) -> Result<(Digest, u64), SourcesError> {
-    blocking(move || {
-        digest_of_file(&path).map_err(|source| SourcesError::File { doing: "read", path, source })
-    })
-    .await
-}
-
-/// The digest and the size of a file's content.
-pub(super) fn digest_of_file(path: &Path) -> io::Result<(Digest, u64)> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut sum, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 128 << 10]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok((Digest::from_sha256(sum.finalize().into()), size)),
-            read => {
-                sum.update(buffer.get(..read).unwrap_or_default());
-                size += read as u64;
-            }
-        }
-    }
-}
-
-/// What is known; a file that is damaged is one that says nothing, since what is here is looked at anyway.
-async fn read_known(path: PathBuf) -> Result<Known, SourcesError> {
-    match tokio::fs::read(&path).await {
-        Ok(json) => Ok(serde_json::from_slice(&json).unwrap_or_default()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Known::default()),
-        Err(source) => Err(SourcesError::File { doing: "read", path, source }),
-    }
-}
-
-async fn write_known(path: PathBuf, known: Known) -> Result<(), SourcesError> {
-    let failed = |source| SourcesError::File { doing: "write", path: path.clone(), source };
-    let json = serde_json::to_vec(&known).map_err(|error| failed(error.into()))?;
-    let aside = path.with_extension("aside");
-    tokio::fs::write(&aside, json).await.map_err(failed)?;
-    tokio::fs::rename(&aside, &path).await.map_err(failed)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn blocking<T: Send + 'static>(

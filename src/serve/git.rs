@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::Server;
 use super::people::Person;
-use crate::git::{self, Limits, Received, Refs, Shown};
+use crate::git::{self, Limits, ReceiveError, Received, Refs, Shown};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, AppName, Chain, ObjectName, PushEvent, RefName};
 use crate::receive::{Output, Session};
@@ -93,7 +93,7 @@ pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -
         Ok(person) => person,
         Err(error) => return refuse(&mut stdout, &platform_lines("read the user", &error)).await,
     };
-    let repository = match server.stages().repository(name).await {
+    let repository = match server.stages().repository_in_part(name).await {
         Ok(repository) => repository,
         Err(error) => return refuse(&mut stdout, &platform_lines("open the repository", &error)).await,
     };
@@ -109,8 +109,18 @@ pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -
         Ok(Received::Refused) => 1,
         Err(error) => {
             tracing::info!(app = %name, user = %user, error = %Chain(&error), "a push was not received");
+            if matches!(error, ReceiveError::Thin) {
+                have_all(server, name).await;
+            }
             1
         }
+    }
+}
+
+/// Has all of a repository come here, so that the next push may build on any of it.
+async fn have_all(server: &Server, name: &AppName) {
+    if let Err(error) = server.stages().repository(name).await {
+        tracing::error!(app = %name, error = %Chain(&error), "a repository cannot be fetched");
     }
 }
 

@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::build;
+use crate::git::CROWDED_PACKS;
 use crate::layers::PrunePolicy;
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{App, Build, BuildState, Chain, CommitId, Release, ReleaseState};
-use crate::push::{SourcesError, Stages};
+use crate::push::{Extent, SourcesError, Stages};
 use crate::registry::server::{Keep, Server};
 use crate::sandbox::IdMap;
 
@@ -88,6 +89,7 @@ impl Upkeep {
 
     async fn tidy_repositories(&self) -> Result<(), StoreError> {
         let store = &*self.stages.store;
+        self.stages.sources.let_go_of_old();
         // The apps first: a build that comes meanwhile keeps its own commit for a day.
         let apps = store::list::<App>(store, "").await?;
         let builds = store::list::<Build>(store, "").await?;
@@ -108,6 +110,31 @@ impl Upkeep {
         if !self.stages.repository_path(&app.name).exists() {
             return Ok(false);
         }
+        let (store, sources) = (&*self.stages.store, &self.stages.sources);
+        let Extent::Part { packs } = sources.extent(store, &app.name).await? else {
+            return self.tidy_whole(app, ids).await;
+        };
+        if packs <= CROWDED_PACKS {
+            sources.consolidate(store, &app.name, false).await?;
+            return Ok(false);
+        }
+        // Many packs are a burden to each server that has the repository in part. It takes all of them to make few of
+        // them, so one server does it.
+        match self.stages.hold_packs(&app.name).await {
+            Ok(Some(hold)) => {
+                let tidied = self.tidy_whole(app, ids).await;
+                hold.release().await;
+                tidied
+            }
+            Ok(None) => Ok(false),
+            Err(error) => {
+                tracing::error!(app = %app.name, error = %Chain(&error), "the repository is not tidied");
+                Ok(false)
+            }
+        }
+    }
+
+    async fn tidy_whole(&self, app: &App, ids: Vec<CommitId>) -> Result<bool, SourcesError> {
         let tidied = self.stages.repository(&app.name).await?.tidy(ids).await?;
         self.stages.sources.consolidate(&*self.stages.store, &app.name, tidied).await?;
         Ok(tidied)

@@ -11,6 +11,7 @@ mod dependencies;
 mod documents;
 mod driver_conformance;
 mod git;
+mod in_part;
 mod layers;
 mod leases;
 mod publish;

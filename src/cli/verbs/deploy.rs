@@ -15,8 +15,14 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -
         let url = context.server.addresses().remote_url(app.name.as_str());
         return Err(VerbError::Said(format!("nothing was deployed yet: git push {url} {}", branch.short())));
     };
-    let repository = context.server.stages().repository(&app.name).await;
-    let repository = repository
+    let stages = context.server.stages();
+    let opened = async {
+        let repository = stages.repository_in_part(&app.name).await?;
+        repository.bring(&[commit]).await?;
+        Ok::<_, crate::push::SourcesError>(repository)
+    };
+    let repository = opened
+        .await
         .map_err(|error| VerbError::Said(format!("the repository cannot be opened: {}", Chain(&error))))?;
     let read =
         tokio::task::spawn_blocking(move || Ok::<_, crate::git::GitError>(repository.commit(commit)?.time()));

@@ -164,7 +164,7 @@ impl Commit {
     /// `git` that reads the object directories of this commit.
     fn git(&self, arguments: &[&str]) -> Option<std::process::Command> {
         let (command, rest) = arguments.split_first()?;
-        let mut git = child::git(&self.git_dir, command).into_std();
+        let mut git = child::git(self.repository.path(), command).into_std();
         git.args(rest);
         let (first, others) = self.directories.split_first()?;
         git.env("GIT_OBJECT_DIRECTORY", first);

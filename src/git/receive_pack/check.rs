@@ -34,7 +34,8 @@ pub(super) async fn complete(
     scope: Scope,
     refs: &Refs,
 ) -> Result<Quarantine, GitError> {
-    let large = scope.objects > MAX_WALKED_OBJECTS;
+    // Of what is elsewhere `git rev-list` knows nothing.
+    let large = scope.objects > MAX_WALKED_OBJECTS && quarantine.repository().distant().is_none();
     let tips = scope.tips.clone();
     let quarantine = blocking(move || {
         let shallow = shallow_after(&quarantine, &scope)?;

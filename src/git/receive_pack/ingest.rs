@@ -14,7 +14,7 @@ use crate::git::child::{Group, drain, message};
 use crate::git::{GitError, ReceiveError};
 
 /// Findings of `git fsck` that old and honest repositories have, and that harm nobody.
-const STRICT: &str = "--strict=badTimezone=ignore,missingSpaceBeforeDate=ignore,zeroPaddedFilemode=ignore,\
+pub(super) const STRICT: &str = "--strict=badTimezone=ignore,missingSpaceBeforeDate=ignore,zeroPaddedFilemode=ignore,\
     missingEmail=ignore,badDate=ignore,zeroPaddedDate=ignore,missingNameBeforeEmail=ignore,missingSpaceBeforeEmail=ignore";
 const BUFFER_BYTES: usize = 128 << 10;
 
@@ -47,7 +47,7 @@ impl PackHeader {
 }
 
 /// Reads the rest of the pack, whose objects are then in the quarantine: hashed, well-formed, and with every object
-/// that they name at hand.
+/// that they name at hand; the latter two only if the repository is here whole.
 pub(super) async fn ingest<R, W>(
     header: PackHeader,
     quarantine: &Quarantine,
@@ -66,7 +66,8 @@ where
     let storage = |source| ReceiveError::Storage(GitError::Io { doing: "run", path: "git".into(), source });
     let mut command = quarantine.git("index-pack").map_err(ReceiveError::Storage)?;
     command
-        .args(["--stdin", "--fix-thin", "--report-end-of-input", STRICT])
+        .args(["--stdin", "--fix-thin", "--report-end-of-input"])
+        .args(quarantine.repository().distant().is_none().then_some(STRICT))
         .arg(format!("--max-input-size={}", limits.max_pack_bytes))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
@@ -96,6 +97,8 @@ where
     };
     if status.success() {
         Ok(())
+    } else if said.contains("unresolved delta") && quarantine.repository().distant().is_some() {
+        Err(ReceiveError::Thin)
     } else if said == "early EOF" {
         Err(ReceiveError::ClientGone(None))
     } else if said.is_empty() {
@@ -140,7 +143,7 @@ async fn feed<R: AsyncRead + Unpin>(
 }
 
 /// Shows the client that we live, and gives index-pack only so long after the end of the pack.
-async fn keep_alive<W: AsyncWrite + Unpin>(
+pub(super) async fn keep_alive<W: AsyncWrite + Unpin>(
     limits: &Limits,
     reporter: &mut Reporter<W>,
     complete: &OnceLock<Instant>,

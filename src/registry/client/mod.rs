@@ -19,6 +19,7 @@ mod credentials;
 mod error;
 mod host;
 mod manifests;
+mod part;
 mod pull;
 mod reach;
 mod scheme;

@@ -1,6 +1,6 @@
 //! A push's turn: it claims the app, waits for it, takes it over, or is told who has it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use super::super::busy::{self, Busy};
 use super::super::queue::Turn;
@@ -91,20 +91,18 @@ impl Decision<'_> {
         for moved in &mut order.moves {
             let now = refs.get(&moved.name).copied();
             if let (Some(now), Some(new)) = (now.filter(|_| moved.old != now), moved.new) {
-                let repository = self.server.stages().repository(&self.name).await;
+                let repository = self.server.stages().repository_in_part(&self.name).await;
                 let repository = repository.map_err(|error| self.failed("open the repository", &error))?;
-                let follows = tokio::task::spawn_blocking(move || follows(&repository, new, now)).await;
-                match follows {
-                    Ok(Ok(true)) => moved.old = Some(now),
-                    Ok(Ok(false)) => {
+                match follows(&repository, new, now).await {
+                    Ok(true) => moved.old = Some(now),
+                    Ok(false) => {
                         let name = moved.name.short();
                         return Err(format!(
                             "{name} is {} now, which this push does not build on: fetch first",
                             now.short()
                         ));
                     }
-                    Ok(Err(error)) => return Err(self.failed("read the history", &error)),
-                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                    Err(error) => return Err(self.failed("read the history", &error)),
                 }
             }
         }
@@ -158,21 +156,32 @@ impl Decision<'_> {
 }
 
 /// Whether `new` has `old` among the last of its ancestors.
-fn follows(repository: &Repository, new: CommitId, old: CommitId) -> Result<bool, GitError> {
+async fn follows(repository: &Repository, new: CommitId, old: CommitId) -> Result<bool, GitError> {
     const MOST: usize = 10_000;
-    let (mut seen, mut next) = (BTreeSet::from([new]), VecDeque::from([new]));
-    while let Some(commit) = next.pop_front() {
-        if commit == old {
+    let (mut seen, mut generation) = (BTreeSet::from([new]), vec![new]);
+    while !generation.is_empty() {
+        if generation.contains(&old) {
             return Ok(true);
         }
         if seen.len() > MOST {
             return Ok(false);
         }
-        // Where history is cut off, nothing more is known.
-        if !repository.contains(commit)? {
-            continue;
-        }
-        next.extend(repository.commit(commit)?.parents().iter().filter(|parent| seen.insert(**parent)));
+        repository.bring(&generation).await?;
+        let repository = repository.clone();
+        let parents = tokio::task::spawn_blocking(move || parents(&repository, &generation));
+        let parents = parents.await.map_err(|_| GitError::Stopped)??;
+        generation = parents.into_iter().filter(|parent| seen.insert(*parent)).collect();
     }
     Ok(false)
+}
+
+fn parents(repository: &Repository, commits: &[CommitId]) -> Result<Vec<CommitId>, GitError> {
+    let mut parents = Vec::new();
+    for commit in commits {
+        // Where history is cut off, nothing more is known.
+        if repository.contains(*commit)? {
+            parents.extend(repository.commit(*commit)?.parents());
+        }
+    }
+    Ok(parents)
 }

@@ -3,6 +3,6 @@
 mod fetch;
 mod hostile;
 mod push;
-mod server;
+pub(crate) mod server;
 mod shallow;
 mod source;

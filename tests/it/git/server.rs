@@ -147,7 +147,7 @@ async fn serve(
 }
 
 /// `git-receive-pack /app\0host=…\0`, as a packet.
-async fn git_request(stream: &mut TcpStream) -> String {
+pub(crate) async fn git_request(stream: &mut TcpStream) -> String {
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.unwrap();
     let length = usize::from_str_radix(std::str::from_utf8(&length).unwrap(), 16).unwrap();
@@ -157,25 +157,30 @@ async fn git_request(stream: &mut TcpStream) -> String {
 }
 
 /// A working copy.
-pub(super) struct Client {
-    pub(super) path: PathBuf,
+pub(crate) struct Client {
+    pub(crate) path: PathBuf,
     home: TempDir,
 }
 
 impl Client {
     /// An empty repository on `main`, with the server as remote `deis`.
     pub(super) fn new(server: &Server) -> Self {
+        Self::of(&server.url)
+    }
+
+    /// The same with this remote.
+    pub(crate) fn of(url: &str) -> Self {
         let home = TempDir::new().unwrap();
         let path = home.path().join("work");
         std::fs::create_dir(&path).unwrap();
         let client = Self { path, home };
         client.git(&["init", "-q", "-b", "main"]);
-        client.git(&["remote", "add", "deis", &server.url]);
+        client.git(&["remote", "add", "deis", url]);
         client
     }
 
     /// A clone made with `arguments`.
-    pub(super) async fn clone_from(url: &str, arguments: &[&str]) -> Self {
+    pub(crate) async fn clone_from(url: &str, arguments: &[&str]) -> Self {
         let home = TempDir::new().unwrap();
         let client = Self { path: home.path().to_owned(), home };
         client.git_async(&[&["clone", "-q"], arguments, &[url, "work"]].concat()).await;
@@ -183,7 +188,7 @@ impl Client {
         Self { path, ..client }
     }
 
-    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("git");
         command.env_clear().args(arguments).current_dir(&self.path);
         command.env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
@@ -196,46 +201,46 @@ impl Client {
     }
 
     /// Runs git, which must succeed, and returns what it wrote.
-    pub(super) fn git(&self, arguments: &[&str]) -> String {
+    pub(crate) fn git(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         assert!(output.status.success(), "git {arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     /// Runs git against the server, which needs this thread.
-    pub(super) async fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
-    pub(super) async fn git_async(&self, arguments: &[&str]) -> String {
+    pub(crate) async fn git_async(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
         assert!(output.status.success(), "git {arguments:?}: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// Runs git, which must fail, and returns what it said.
-    pub(super) async fn git_fails(&self, arguments: &[&str]) -> String {
+    pub(crate) async fn git_fails(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments).await;
         assert!(!output.status.success(), "git {arguments:?} succeeded: {output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
-    pub(super) fn write(&self, file: &str, content: impl AsRef<[u8]>) {
+    pub(crate) fn write(&self, file: &str, content: impl AsRef<[u8]>) {
         let path: &Path = &self.path.join(file);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
     }
 
     /// Commits a file, and returns the commit.
-    pub(super) fn commit(&self, file: &str, content: impl AsRef<[u8]>) -> CommitId {
+    pub(crate) fn commit(&self, file: &str, content: impl AsRef<[u8]>) -> CommitId {
         self.write(file, content);
         self.git(&["add", "-A"]);
         self.git(&["commit", "-q", "-m", &format!("Change {file}")]);
         self.id("HEAD")
     }
 
-    pub(super) fn id(&self, revision: &str) -> CommitId {
+    pub(crate) fn id(&self, revision: &str) -> CommitId {
         self.git(&["rev-parse", revision]).parse().unwrap()
     }
 }

@@ -3,6 +3,7 @@
 mod crash;
 pub(crate) mod faulty;
 mod hostile;
+mod parts;
 mod peers;
 mod reference;
 pub(crate) mod tls;
