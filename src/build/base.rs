@@ -20,13 +20,53 @@ use crate::registry::client::{Client, ClientError, ResolvedImage};
 /// The largest image configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Where a base image was found.
+/// Where a base image was found, and who else may have its blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum BaseSource {
+pub(crate) struct BaseSource {
+    at: Spot,
+    /// Asked in this order for a blob that the first does not give: mirrors collect what nobody has asked for, and break.
+    others: Vec<Spot>,
+}
+
+/// A place that has images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Spot {
     /// A repository.
     Registry(Repository),
     /// A layout directory.
     Layout(PathBuf),
+}
+
+impl BaseSource {
+    /// A repository, and nothing else.
+    pub(crate) const fn registry(repository: Repository) -> Self {
+        Self { at: Spot::Registry(repository), others: Vec::new() }
+    }
+
+    const fn layout(directory: PathBuf) -> Self {
+        Self { at: Spot::Layout(directory), others: Vec::new() }
+    }
+
+    /// The repository that it was found in, if it is one.
+    pub(crate) const fn repository(&self) -> Option<&Repository> {
+        match &self.at {
+            Spot::Registry(repository) => Some(repository),
+            Spot::Layout(_) => None,
+        }
+    }
+
+    fn spots(&self) -> impl Iterator<Item = &Spot> {
+        std::iter::once(&self.at).chain(&self.others)
+    }
+}
+
+impl std::fmt::Display for Spot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Registry(repository) => repository.fmt(f),
+            Self::Layout(directory) => directory.display().fmt(f),
+        }
+    }
 }
 
 /// A base image of which manifest and configuration are known.
@@ -58,8 +98,9 @@ struct Found {
 }
 
 impl Found {
-    fn registry(image: ResolvedImage, at: Reference) -> Self {
-        Self { manifest: image.manifest, source: BaseSource::Registry(at.repository) }
+    fn registry(image: ResolvedImage, at: Reference, others: Vec<Spot>) -> Self {
+        let source = BaseSource { at: Spot::Registry(at.repository), others };
+        Self { manifest: image.manifest, source }
     }
 }
 
@@ -128,7 +169,7 @@ impl Finder {
         let directory = PathBuf::from(directory);
         let manifest = layout::entry(&directory, is_wanted, platform).map_err(wrong)?;
         let manifest = manifest.ok_or_else(|| wrong("the layout has no such image".to_owned()))?;
-        self.resolved(name, Found { manifest, source: BaseSource::Layout(directory) }, platform).await
+        self.resolved(name, Found { manifest, source: BaseSource::layout(directory) }, platform).await
     }
 
     async fn resolved(
@@ -162,11 +203,13 @@ impl Finder {
     async fn find(&self, reference: &Reference, platform: &Platform) -> Result<Found, EngineError> {
         let mut tried = Tried::default();
         let host = &reference.repository.host;
-        for mirror in &self.mirrors.places {
+        for (position, mirror) in self.mirrors.places.iter().enumerate() {
+            let others = || self.spots_after(position, reference);
             match mirror {
                 Mirror::Layout(directory) => match layout::manifest(directory, reference, platform) {
                     Ok(Some(manifest)) => {
-                        return Ok(Found { manifest, source: BaseSource::Layout(directory.clone()) });
+                        let source = BaseSource { at: Spot::Layout(directory.clone()), others: others() };
+                        return Ok(Found { manifest, source });
                     }
                     Ok(None) => tried.not_there(directory.display().to_string()),
                     Err(why) => tried.places.push((directory.display().to_string(), why)),
@@ -174,7 +217,7 @@ impl Finder {
                 Mirror::Registry { of, at } if of == host => {
                     let Ok(mirrored) = at.image(reference) else { continue };
                     match self.client.image(&mirrored, platform).await {
-                        Ok(image) => return Ok(Found::registry(image, mirrored)),
+                        Ok(image) => return Ok(Found::registry(image, mirrored, others())),
                         Err(error) if error.is_not_found() => tried.not_there(at.to_string()),
                         Err(error) => tried.failed(at.to_string(), &error),
                     }
@@ -185,7 +228,7 @@ impl Finder {
         let mut offline = false;
         if self.mirrors.ask(host) {
             match self.client.image(reference, platform).await {
-                Ok(image) => return Ok(Found::registry(image, reference.clone())),
+                Ok(image) => return Ok(Found::registry(image, reference.clone(), Vec::new())),
                 Err(error) => {
                     offline = error.is_unreachable();
                     tried.failed(host.to_string(), &error);
@@ -201,17 +244,35 @@ impl Finder {
         Err(EngineError::BaseNotFound { reference, platform, places, offline, advice })
     }
 
-    async fn config(&self, source: &BaseSource, manifest: &Manifest) -> Result<bytes::Bytes, EngineError> {
-        match source {
-            BaseSource::Registry(repository) => {
-                Ok(self.client.blob(repository, &manifest.config, MAX_CONFIG_BYTES).await?)
+    /// Who may have the blobs of an image that the mirror at `position` has: the mirrors after it, and the registry.
+    fn spots_after(&self, position: usize, reference: &Reference) -> Vec<Spot> {
+        let host = &reference.repository.host;
+        let spot = |mirror: &Mirror| match mirror {
+            Mirror::Layout(directory) => Some(Spot::Layout(directory.clone())),
+            Mirror::Registry { of, at } if of == host => {
+                Some(Spot::Registry(at.image(reference).ok()?.repository))
             }
-            BaseSource::Layout(directory) => {
-                let digest = &manifest.config.digest;
-                let bytes = layout::blob(directory, digest, MAX_CONFIG_BYTES);
+            Mirror::Registry { .. } => None,
+        };
+        let mut spots: Vec<Spot> = self.mirrors.places.iter().skip(position + 1).filter_map(spot).collect();
+        if self.mirrors.ask(host) {
+            spots.push(Spot::Registry(reference.repository.clone()));
+        }
+        spots
+    }
+
+    async fn config(&self, source: &BaseSource, manifest: &Manifest) -> Result<bytes::Bytes, EngineError> {
+        let descriptor = &manifest.config;
+        let from = async |spot: &Spot| match spot {
+            Spot::Registry(repository) => {
+                Ok(self.client.blob(repository, descriptor, MAX_CONFIG_BYTES).await?)
+            }
+            Spot::Layout(directory) => {
+                let bytes = layout::blob(directory, &descriptor.digest, MAX_CONFIG_BYTES);
                 Ok(bytes.map_err(EngineError::Wrong)?.into())
             }
-        }
+        };
+        Box::pin(first(source, &descriptor.digest, from)).await
     }
 }
 
@@ -231,14 +292,17 @@ impl Bases {
         {
             return Ok(self.store.commit_pulled_blob(writer, &descriptor.digest)?);
         }
-        let mut sink = Inline(self.store.blob_writer()?);
-        match source {
-            BaseSource::Registry(repository) => {
+        // Whoever gives it, it is looked at whole before it is in the store.
+        let from = async |spot: &Spot| match spot {
+            Spot::Registry(repository) => {
+                let mut sink = Inline(self.store.blob_writer()?);
                 self.finder.client.pull_blob(repository, descriptor, &mut sink).await?;
+                Ok(sink.0)
             }
-            BaseSource::Layout(directory) => sink = Inline(self.copied(directory, descriptor)?),
-        }
-        Ok(self.store.commit_pulled_blob(sink.0, &descriptor.digest)?)
+            Spot::Layout(directory) => self.copied(directory, descriptor),
+        };
+        let writer = Box::pin(first(source, &descriptor.digest, from)).await?;
+        Ok(self.store.commit_pulled_blob(writer, &descriptor.digest)?)
     }
 
     /// The blob of a layout, looked at whole.
@@ -269,6 +333,27 @@ impl Bases {
         }
         Ok(WholeImage { manifest, config, layers })
     }
+}
+
+/// What the first place gives that gives it.
+async fn first<T>(
+    source: &BaseSource,
+    digest: &Digest,
+    from: impl AsyncFn(&Spot) -> Result<T, EngineError>,
+) -> Result<T, EngineError> {
+    let (mut places, mut advice) = (Vec::new(), Vec::new());
+    for spot in source.spots() {
+        let error = match from(spot).await {
+            Ok(found) => return Ok(found),
+            // Another place does not help against a full disk, nor where there is none.
+            Err(error) if source.others.is_empty() || error.is_our_own() => return Err(error),
+            Err(error) => error,
+        };
+        tracing::debug!(place = %spot, %digest, error = sentence(&error), "a place does not give a blob of its image");
+        advice.extend(error.hint().filter(|hint| !advice.contains(hint)));
+        places.push((spot.to_string(), sentence(&error)));
+    }
+    Err(EngineError::BlobNotFound { digest: *digest, places, advice })
 }
 
 /// An image of which every byte is here.

@@ -45,6 +45,9 @@ pub(crate) enum EngineError {
         offline: bool,
         advice: Vec<String>,
     },
+    /// No place that has the base image gives one of its blobs.
+    #[error("blob `{digest}` of a base image was not to be had{}", tried(.places))]
+    BlobNotFound { digest: Digest, places: Vec<(String, String)>, advice: Vec<String> },
     /// The base image is for something else.
     #[error("base image `{reference}` is for {found}, not for {wanted}")]
     BasePlatform { reference: String, found: String, wanted: Platform },
@@ -130,6 +133,7 @@ impl EngineError {
             Self::Worker(failure) => failure.app,
             Self::Remote(error) => error.is_app(),
             Self::Registry(_)
+            | Self::BlobNotFound { .. }
             | Self::Store(_)
             | Self::Sandbox(_)
             | Self::Io { .. }
@@ -140,10 +144,22 @@ impl EngineError {
         }
     }
 
-    fn hint(&self) -> Option<String> {
+    /// Whether it is this machine's trouble, and not that of who was asked.
+    pub(crate) fn is_our_own(&self) -> bool {
+        match self {
+            Self::Registry(error) => matches!(**error, ClientError::Sink { .. } | ClientError::File { .. }),
+            Self::Store(_) | Self::Io { .. } | Self::Cancelled | Self::TimedOut { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What would help.
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Registry(error) => error.advice(),
-            Self::BaseNotFound { advice, .. } if !advice.is_empty() => Some(advice.join("\n")),
+            Self::BaseNotFound { advice, .. } | Self::BlobNotFound { advice, .. } if !advice.is_empty() => {
+                Some(advice.join("\n"))
+            }
             Self::BaseNotFound { reference, platform, offline, .. } => Some(format!(
                 "Two ways to have it: {},\nor {}",
                 assembly(reference, platform),

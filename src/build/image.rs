@@ -280,10 +280,9 @@ async fn push_layer(
 ) -> Result<(), EngineError> {
     let repository = &destination.repository;
     let Descriptor { digest, size, .. } = layer.descriptor;
-    let from = match layer.source.as_deref() {
-        Some(BaseSource::Registry(source)) if source.host == repository.host => vec![source.name.clone()],
-        _ => Vec::new(),
-    };
+    let source = layer.source.as_deref().and_then(BaseSource::repository);
+    let source = source.filter(|source| source.host == repository.host);
+    let from: Vec<_> = source.map(|source| source.name.clone()).into_iter().collect();
     if layer.source.is_some() {
         let there = bases.finder.client.has_blob(repository, &digest).await?
             || (!from.is_empty() && bases.finder.client.mount_blob(repository, &digest, &from).await?);

@@ -68,7 +68,7 @@ pub(crate) struct RemoteCache {
 
 impl RemoteCache {
     pub(crate) fn new(client: Client, place: CacheRepository, platform: Platform, events: EventSink) -> Self {
-        let source = Arc::new(BaseSource::Registry(place.repository.clone()));
+        let source = Arc::new(BaseSource::registry(place.repository.clone()));
         Self { client, place, source, platform, events, told: Arc::default(), pushes: Arc::default() }
     }
 

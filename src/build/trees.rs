@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::OnceCell;
 
-use crate::build::base::{BaseSource, Bases, Finder};
+use crate::build::base::{Bases, Finder};
 use crate::build::driver::{BuildFailure, BuildLimits, NetworkMode};
 use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
@@ -196,9 +196,13 @@ impl Trees {
     fn bytes_to_fetch(&self, layer: &Layer) -> u64 {
         match &layer.blob {
             LayerBlob::Base { descriptor, source } | LayerBlob::Cached { descriptor, source }
-                if matches!(**source, BaseSource::Registry(_)) =>
+                if source.repository().is_some() =>
             {
-                if self.bases.store.blob(&descriptor.digest).is_some() { 0 } else { descriptor.size }
+                if self.bases.store.blob(&descriptor.digest).is_some() {
+                    0
+                } else {
+                    descriptor.size
+                }
             }
             LayerBlob::Base { .. }
             | LayerBlob::Cached { .. }

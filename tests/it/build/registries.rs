@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use hephy::build::{BuildResult, Outcome, StepFailure};
-use hephy::oci::Target;
+use hephy::oci::{Digest, RawManifest, Target};
 
 use super::pushes::mirror_as;
 use super::{Place, base};
@@ -176,4 +176,60 @@ async fn an_image_is_pushed_to_a_registry_with_a_private_certificate_that_is_nam
     assert_eq!(missing.status.code(), Some(2), "{missing:?}");
     let target = Target::Tag("v1".parse().unwrap());
     registry.client().manifest(&registry.repository("hello"), &target).await.unwrap();
+}
+
+/// A mirror that has the manifest and the configuration of the busybox, and of its layer what `layer` makes of it.
+async fn mirror_without(layer: impl Fn(Vec<u8>) -> (u16, Vec<u8>) + Clone + Send + Sync + 'static) -> Faulty {
+    let blob = |digest: &Digest| fs::read(base::layout().join("blobs/sha256").join(digest.hex())).unwrap();
+    let index = RawManifest::parse(fs::read(base::layout().join("index.json")).unwrap(), None).unwrap();
+    let manifest = RawManifest::parse(blob(&index.as_index().unwrap().manifests[0].digest), None).unwrap();
+    let image = manifest.as_image().unwrap().clone();
+    Faulty::start(move |_, asked| {
+        let last = asked.path.rsplit('/').next().unwrap();
+        if asked.path.contains("/manifests/") {
+            let kind = [("content-type", manifest.media_type().as_str())];
+            return answer(200, &kind, manifest.bytes().clone());
+        }
+        let digest: Digest = last.parse().unwrap();
+        if digest == image.config.digest {
+            return answer(200, &[], blob(&digest));
+        }
+        let (status, content) = layer(blob(&digest));
+        answer(status, &[], content)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_a_mirror_has_lost_or_spoilt_comes_from_the_next_place() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let registry = Registry::start().await;
+    mirror_as(&registry, "mirror/library/busybox").await;
+    let faults: [fn(Vec<u8>) -> (u16, Vec<u8>); 4] = [
+        |_| (404, Vec::new()),
+        |_| (500, Vec::new()),
+        |whole| (200, whole[..whole.len() / 2].to_vec()),
+        |whole| (200, whole.iter().map(|byte| byte ^ 1).collect()),
+    ];
+    for (number, fault) in faults.into_iter().enumerate() {
+        let (faulty, place) = (mirror_without(fault).await, Place::new());
+        let second = format!("--mirror={}/mirror", registry.address);
+        let first = faulty.address.to_string();
+        let command =
+            place.command_with(&first, "FROM busybox:1\nRUN echo made > /made\n", &[&second, "--no-push"]);
+        let output = run(&place, command);
+        assert!(output.status.success(), "fault {number}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(faulty.asked().iter().any(|asked| asked.path.contains("/blobs/")), "fault {number}");
+    }
+    // Where nobody has it, everybody is named.
+    let (one, other) = (mirror_without(faults[0]).await, mirror_without(faults[2]).await);
+    let place = Place::new();
+    let second = format!("--mirror={}", other.address);
+    let flags = [&second, "--no-push", "--skip-default-registry-fallback"];
+    let command = place.command_with(&one.address.to_string(), "FROM busybox:1\nRUN true\n", &flags);
+    assert_eq!(run(&place, command).status.code(), Some(3));
+    let heading = failure(&place).heading;
+    for address in [one.address, other.address] {
+        assert!(heading.contains(&format!("; {address}/library/busybox: ")), "{heading}");
+    }
 }
