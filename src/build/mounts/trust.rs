@@ -3,7 +3,10 @@
 //! They are written into the image's bundle before a step and cut out of it after the step, and named by the variables that
 //! programs know. They are not mounted over the bundle: whoever installs or upgrades `ca-certificates` in the step renames a
 //! new file onto it, which a mount point refuses. A bundle that the step puts there gets them too, while the step runs, and
-//! loses them as well. `lore/0023` has the reasons.
+//! loses them as well. `lore/0023` has the reasons. The stores of JDKs are written over and given back in the same way.
+
+mod java;
+mod keystore;
 
 use std::ffi::CStr;
 use std::fs::{File, FileTimes, OpenOptions};
@@ -18,6 +21,10 @@ use std::time::SystemTime;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::fs::{AtFlags, inotify};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use java::Stores;
 
 use crate::build::worker::WorkerError;
 use crate::layers::Root;
@@ -74,6 +81,11 @@ pub fn certificates(pem: &str) -> Option<String> {
     (!blocks.is_empty()).then_some(lines)
 }
 
+/// Certificates as they are without PEM.
+fn encoded(pem: &str) -> Vec<Vec<u8>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().map(|certificate| certificate.to_vec()).collect()
+}
+
 fn blocks(pem: &str) -> Vec<&str> {
     const KINDS: [(&str, &str); 2] = [
         ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"),
@@ -99,6 +111,7 @@ pub(in crate::build) struct Laid {
     files: Vec<LaidFile>,
     /// What had to be made, outermost first.
     made: Vec<Made>,
+    java: Stores,
 }
 
 /// A file or directory that was made, and the time of what it is in, before and after that.
@@ -138,6 +151,7 @@ impl Laid {
             added: Added(format!("\n{certificates}").into_bytes()),
             files: Vec::new(),
             made: Vec::new(),
+            java: Stores::default(),
         };
         for path in paths {
             let Some(content) = root.read(&path, MAX_BUNDLE_BYTES)? else { continue };
@@ -150,6 +164,18 @@ impl Laid {
             laid.make(root)?;
         }
         Ok(laid)
+    }
+
+    /// Adds the certificates to the stores of the image's JDKs, too.
+    pub(in crate::build) fn with_java(
+        mut self,
+        root: &Root,
+        certificates: &str,
+        java_home: Option<&str>,
+    ) -> Result<Self, WorkerError> {
+        // What the variables name has the image's own and ours.
+        self.java = Stores::lay(root, java_home, encoded(certificates), &encoded(&self.bundle))?;
+        Ok(self)
     }
 
     /// The bundle that the variables name.
@@ -210,6 +236,7 @@ impl Laid {
 
     /// Leaves the bundles as the step wanted them: without what was added.
     pub(in crate::build) fn take_back(self, root: &Root) -> Result<(), WorkerError> {
+        self.java.take_back(root)?;
         for file in &self.files {
             self.clean(root, file).map_err(WorkerError::Trust)?;
         }

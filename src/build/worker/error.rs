@@ -42,6 +42,11 @@ pub(crate) enum WorkerError {
     Agent(#[source] std::io::Error),
     #[error("failed to add certificates to the image's bundle for a step")]
     Trust(#[source] std::io::Error),
+    #[error(
+        "the step has made `{}` a store that cannot be read, so that the certificates of `--ca-bundle` cannot be taken out again: leave it JKS, or PKCS#12 without a password",
+        .0.display()
+    )]
+    KeyStore(PathBuf),
     #[error("failed to make a cache mount")]
     Cache(#[source] std::io::Error),
     #[error("the layer {0} is not in the store")]
@@ -66,6 +71,7 @@ impl WorkerError {
                     | Self::Ignore(_)
                     | Self::Pattern { .. }
                     | Self::LinkedOwner(_)
+                    | Self::KeyStore(_)
             ),
         };
         is_theirs && !is_disk_full(self)

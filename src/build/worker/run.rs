@@ -64,7 +64,9 @@ impl Body {
         output: OwnedFd,
     ) -> Result<RunEnd, WorkerError> {
         let files = layers::Root::open(open.path())?;
-        open.laid = run.trusted.as_deref().map(|pem| Laid::lay(&files, pem)).transpose()?;
+        let java_home = run.environment.get("JAVA_HOME").map(String::as_str);
+        let lay = |pem| Laid::lay(&files, pem)?.with_java(&files, pem, java_home);
+        open.laid = run.trusted.as_deref().map(lay).transpose()?;
         let OpenRoot { root, laid, .. } = open;
         let user = accounts(&files)?.user(run.user.as_deref())?;
         files.create_dirs(Path::new(&run.directory), 0o755, None)?;

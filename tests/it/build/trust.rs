@@ -98,3 +98,18 @@ fn a_file_without_a_certificate_is_refused_and_a_key_in_it_is_left_out() {
         place.build_with("FROM busybox:1\nRUN grep -c c2VjcmV0 $SSL_CERT_FILE; true\n", &arguments).ok();
     assert_eq!(built.lines(), ["0"]);
 }
+
+#[test]
+fn the_store_of_a_jdk_trusts_it_while_run_runs_and_is_the_images_own_after_it() {
+    let store = "/usr/lib/jvm/java/lib/security/cacerts";
+    // No store that can be read: what is laid is of what the system trusts.
+    let built = both_ways(&format!(
+        "FROM busybox:1\nRUN mkdir -p /usr/lib/jvm/java/lib/security && echo store > {store}\n\
+         RUN grep -c ours-of-the-corporation {store}; touch /made\n"
+    ));
+    assert_eq!(built.lines(), ["1"]);
+    assert_eq!(built.layer_paths(1), ["made"]);
+    let layer = built.layer(0);
+    let entry = layer.iter().find(|entry| entry.path.ends_with("security/cacerts")).unwrap();
+    assert_eq!(entry.content, "store\n");
+}
