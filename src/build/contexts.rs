@@ -15,7 +15,8 @@ use crate::build::driver::BuildFailure;
 use crate::build::error::EngineError;
 use crate::build::process::blocking;
 use crate::build::remote::{
-    Address, Answer, Git, GitAddress, GitCredentials, GitOptions, Guard, MAX_DOWNLOAD_BYTES, Web, shown,
+    Address, Answer, Git, GitAddress, GitCredentials, GitOptions, Guard, MAX_DOWNLOAD_BYTES, Object, Objects,
+    Web, shown,
 };
 use crate::build::source::pull_source;
 use crate::layers;
@@ -34,11 +35,17 @@ pub enum ContextPlace {
     Stdin,
     /// A tar that is fetched.
     WebTar(Url),
+    /// A tar in an object store.
+    Object(ObjectContext),
     /// A commit of a git repository, or a directory of it.
     Git(GitContext),
     /// What [`push_source`](super::push_source) left in a registry, by its digest.
     Artifact(Reference),
 }
+
+/// An object of a store as a context.
+#[derive(Debug, Clone)]
+pub struct ObjectContext(Object);
 
 /// A git repository as a context.
 #[derive(Debug, Clone)]
@@ -46,7 +53,8 @@ pub struct GitContext(Box<GitAddress>);
 
 impl ContextPlace {
     /// The context that a text names: `dir://`, `tar://`, `-`, `git://` (which is HTTPS), `https://….git#ref:directory`,
-    /// `https://….tar.gz`, `user@host:repository`, or a path. With `plain_http`, `git://` is HTTP.
+    /// `https://….tar.gz`, `s3://BUCKET/KEY`, `gs://BUCKET/OBJECT`, `https://ACCOUNT.blob.core.windows.net/CONTAINER/BLOB`,
+    /// `user@host:repository`, or a path. With `plain_http`, `git://` is HTTP.
     pub fn parse(text: &str, plain_http: bool) -> Result<Self, String> {
         let path = |text: &str| PathBuf::from(if text.is_empty() { "." } else { text });
         if let Some(directory) = text.strip_prefix("dir://") {
@@ -70,12 +78,8 @@ impl ContextPlace {
             }
             return Ok(Self::Artifact(reference));
         }
-        for scheme in ["s3://", "gs://"] {
-            if text.starts_with(scheme) {
-                return Err(format!(
-                    "contexts in object stores (`{scheme}`) are not read: fetch it, and give `tar://FILE`"
-                ));
-            }
+        if let Some(object) = Object::parse(text)? {
+            return Ok(Self::Object(ObjectContext(object)));
         }
         match Address::parse(text).map_err(|error| error.to_string())? {
             Some(Address::Git(git)) => Ok(Self::Git(GitContext(git))),
@@ -204,6 +208,12 @@ async fn fetched(request: ContextRequest, spool: &Path) -> Result<FetchedContext
             };
             unpacked(download.file, shown(&url), spool).await?
         }
+        ContextPlace::Object(ObjectContext(object)) => {
+            let kept = temporary(spool)?;
+            let objects = Objects::from_environment()?;
+            let download = Box::pin(objects.get(&object, kept.path())).await?;
+            unpacked(download.file, object.to_string(), spool).await?
+        }
         ContextPlace::Git(GitContext(address)) => checked_out(*address, git, git_credentials, spool).await?,
         ContextPlace::Artifact(reference) => {
             let client = registry.unwrap_or_else(|| Client::new(ClientConfig::default()));
@@ -322,9 +332,12 @@ mod tests {
         assert_eq!(place("tar:///c.tar.gz"), "Tar(\"/c.tar.gz\")");
         assert_eq!((place("-"), place("tar://stdin")), ("Stdin".to_owned(), "Stdin".to_owned()));
         assert!(place("https://h/c.tar.gz?x").starts_with("WebTar"));
-        for unknown in ["s3://b/k", "gs://b/k", "ftp://h/x"] {
-            assert!(unknown.parse::<ContextPlace>().is_err(), "{unknown}");
+        for object in ["s3://b-1/k.tar.gz", "gs://b-1/k", "https://acme.blob.core.windows.net/c/k.tar.gz"] {
+            assert!(place(object).starts_with("Object"), "{object}");
         }
+        // Its address says who may read it.
+        assert!(place("https://acme.blob.core.windows.net/c/k?sv=1&sig=x").starts_with("WebTar"));
+        assert!("ftp://h/x".parse::<ContextPlace>().is_err());
     }
 
     #[test]

@@ -71,7 +71,10 @@ pub use remote_cache::CacheRepository;
 pub use report::{Report, ReportError, find_report, push_report};
 pub use result::{BuildResult, Outcome};
 pub use source::{PushedSource, SourceOptions, push_source};
-pub use ticket::{NO_RECEIVER_STATUS, TicketError, exchange_ticket};
+pub use ticket::{
+    Exchanged, NO_RECEIVER_STATUS, RENEWAL_HEADER, RENEWAL_PATH, Renewal, TicketError, VALID_HEADER,
+    exchange_ticket, keep_ticket,
+};
 pub use trees::{LocalImage, local_image};
 pub use user::ImageUser;
 pub use warm::{WarmOptions, Warmed, warm};

@@ -5,7 +5,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::model::Secret;
+use crate::model::{Chain, Secret};
+use crate::registry::client::DockerConfig;
+
+/// The header with how many seconds credentials are good that end.
+pub const VALID_HEADER: &str = "hephy-valid-seconds";
+/// The header with what renews them.
+pub const RENEWAL_HEADER: &str = "hephy-renewal";
+/// Where they are renewed, below where tickets are exchanged.
+pub const RENEWAL_PATH: &str = "renewal";
 
 /// The largest answer.
 const MAX_BYTES: usize = 1 << 20;
@@ -14,6 +22,10 @@ const MAX_BYTES: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_mins(5);
 /// The longest pause between two tries.
 const PAUSE: Duration = Duration::from_secs(5);
+/// The least between two renewals, however little is left.
+const LEAST_PAUSE: Duration = Duration::from_secs(2);
+/// How long after a renewal that failed it is tried again.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// How long one try may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -44,8 +56,74 @@ pub enum TicketError {
     },
 }
 
+/// What a ticket is good for.
+#[derive(Debug)]
+pub struct Exchanged {
+    /// A Docker configuration.
+    pub config: Secret<String>,
+    /// How it is kept good, if it ends.
+    pub renewal: Option<Renewal>,
+}
+
+/// What renews credentials that end.
+#[derive(Debug)]
+pub struct Renewal {
+    ticket: Secret<String>,
+    /// How long they are good.
+    pub valid: Duration,
+}
+
 /// Exchanges a ticket for a Docker configuration.
-pub async fn exchange_ticket(url: &Url, ticket: &Secret<String>) -> Result<Secret<String>, TicketError> {
+pub async fn exchange_ticket(url: &Url, ticket: &Secret<String>) -> Result<Exchanged, TicketError> {
+    let answer = ask(url, ticket).await?;
+    let ticket = answer.headers.get(RENEWAL_HEADER).and_then(|value| value.to_str().ok());
+    let renewal = ticket.zip(answer.valid()).map(|(ticket, valid)| {
+        let ticket = Secret::new(ticket.to_owned());
+        Renewal { ticket, valid }
+    });
+    Ok(Exchanged { config: answer.config, renewal })
+}
+
+/// Keeps `config` good, as long as the build runs that it is for.
+///
+/// # Cancel safety
+/// It is as it was renewed last.
+pub async fn keep_ticket(url: Url, config: DockerConfig, renewal: Renewal) {
+    let mut at = url;
+    at.set_path(&format!("{}/{RENEWAL_PATH}", at.path().trim_end_matches('/')));
+    loop {
+        let left = config.valid().unwrap_or(renewal.valid);
+        tokio::time::sleep((left / 2).max(LEAST_PAUSE)).await;
+        match ask(&at, &renewal.ticket).await {
+            Ok(answer) => {
+                let valid = answer.valid().unwrap_or(renewal.valid);
+                if let Err(error) = config.replace(answer.config, Some(valid)) {
+                    tracing::warn!(error = %Chain(&error), "renewed credentials cannot be used");
+                }
+            }
+            // It knows no such build any more: it has ended.
+            Err(TicketError::Refused { status: 401, .. }) => return,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the build's credentials are not renewed");
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
+        }
+    }
+}
+
+struct Answer {
+    config: Secret<String>,
+    headers: reqwest::header::HeaderMap,
+}
+
+impl Answer {
+    fn valid(&self) -> Option<Duration> {
+        let seconds = self.headers.get(VALID_HEADER)?.to_str().ok()?.parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
+}
+
+async fn ask(url: &Url, ticket: &Secret<String>) -> Result<Answer, TicketError> {
     let unreachable = |source| TicketError::Unreachable { url: url.clone(), source: Box::new(source) };
     // The credentials are for us alone: no proxy, no redirect.
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
@@ -61,7 +139,7 @@ pub async fn exchange_ticket(url: &Url, ticket: &Secret<String>) -> Result<Secre
             answer => break answer.map_err(unreachable)?,
         }
     };
-    let status = answer.status();
+    let (status, headers) = (answer.status(), answer.headers().clone());
     let mut bytes = Vec::new();
     let mut answer = answer;
     while let Some(part) = answer.chunk().await.map_err(unreachable)? {
@@ -72,7 +150,7 @@ pub async fn exchange_ticket(url: &Url, ticket: &Secret<String>) -> Result<Secre
     }
     let text = String::from_utf8_lossy(&bytes).into_owned();
     if status.is_success() && bytes.len() <= MAX_BYTES {
-        Ok(Secret::new(text))
+        Ok(Answer { config: Secret::new(text), headers })
     } else {
         let text = text.chars().filter(|c| !c.is_control()).take(300).collect();
         Err(TicketError::Refused { url: url.clone(), status: status.as_u16(), text })

@@ -85,6 +85,9 @@ pub struct ClusterSettings {
     /// The Secret of type kubernetes.io/dockerconfigjson with its credentials
     #[arg(long, value_name = "NAME")]
     pub registry_secret: Option<String>,
+    /// It is a cloud's, which knows this server: its role or service account there
+    #[arg(long, requires = "registry_url", conflicts_with = "registry_secret")]
+    pub registry_identity: bool,
     /// Where a registry of our own listens, instead
     #[arg(long, value_name = "ADDRESS", requires = "registry_service")]
     pub registry: Option<SocketAddr>,

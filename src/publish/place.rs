@@ -77,6 +77,15 @@ impl Place {
         }
     }
 
+    /// How long what [`docker_config`](Self::docker_config) says now is good, if it ends whatever is asked for.
+    #[must_use]
+    pub fn valid(&self) -> Option<Duration> {
+        match &self.access {
+            Access::DockerConfig(config) => config.valid(),
+            Access::Tokens(_) | Access::Open => None,
+        }
+    }
+
     /// A client that may do everything that the platform may.
     pub fn client(&self, valid: Duration) -> Result<Client, CredentialsError> {
         let credentials = match &self.access {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admins::{AdminsError, FirstAdmins};
+use super::cloud::{CloudCredentials, CloudError};
 use super::people::People;
 use super::ports::{ListenError, listen};
 use super::probes::{self, Readiness};
@@ -39,6 +40,7 @@ use crate::push::log::Logs;
 use crate::push::{Archive, Metrics, Pushes, Sources, Stages};
 use crate::receive::HostKey;
 use crate::registry::client::{CredentialsError, DockerConfig};
+use crate::registry::identity::Identities;
 use crate::registry::server as registry;
 use crate::runtime::kubernetes::pull_secret::{PullSecret, PullSecretError};
 use crate::runtime::kubernetes::{
@@ -116,6 +118,9 @@ pub enum ServeError {
     /// What the registry is written with.
     #[error("cannot use the registry's credentials")]
     Credentials(#[source] CredentialsError),
+    /// What a cloud gives for its registry.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
     /// The first admins.
     #[error(transparent)]
     Admins(#[from] AdminsError),
@@ -151,7 +156,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
         Some(address) => Some((own_registry(&settings.data).await?, listen(address, "--registry").await?)),
         None => None,
     };
-    let place = place(given, own_registry.as_ref().map(|(server, _)| server), &secrets).await?;
+    let (place, cloud) = place(given, own_registry.as_ref().map(|(server, _)| server), &secrets).await?;
     let addresses = given.addresses();
     let stages =
         Arc::new(stages(&start, &settings, (&cluster, &namespace), place, object_store.clone()).await?);
@@ -186,7 +191,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     if let Some((registry, listener)) = own_registry {
         services.registry(registry, listener);
     }
-    keep_pull_secret(&cluster, &namespace, given, &stages.place).await?;
+    keep_pull_secret(&cluster, &namespace, given, &stages.place, cloud).await?;
     let check = pull_check(&start, &cluster, &stages)?;
     services.tasks.spawn(check.run(tell_pulls, services.rest.clone()));
     if let Err(error) = adopt_apps(&stages).await {
@@ -234,29 +239,36 @@ async fn own_registry(data: &Path) -> Result<registry::Server, UpError> {
     registry::Server::open(config).await.map_err(UpError::Registry)
 }
 
-/// The registry, as this process reaches it.
+/// The registry, as this process reaches it, and what has to be kept good for it.
 async fn place(
     settings: &ClusterSettings,
     own: Option<&registry::Server>,
     secrets: &Secrets,
-) -> Result<Place, ServeError> {
+) -> Result<(Place, Option<CloudCredentials>), ServeError> {
     let reach = trusting(settings.ca_bundle.as_deref())?;
     if let (Some(own), Some(address)) = (own, settings.registry) {
         let host = host(&format!("127.0.0.1:{}", address.port()))?;
-        return Ok(Place { reach, ..Place::own(host, own.tokens().clone()) });
+        return Ok((Place { reach, ..Place::own(host, own.tokens().clone()) }, None));
     }
     let url = settings.registry_url.as_deref().ok_or(ServeError::NoRegistry)?;
     let (name, prefix) = url.split_once('/').map_or((url, None), |(name, prefix)| (name, Some(prefix)));
     let wrong = |source| ServeError::Registry { text: url.to_owned(), source };
     let prefix = prefix.map(str::parse::<RepositoryName>).transpose().map_err(wrong)?;
+    let host = host(name)?;
+    let mut cloud = None;
     let access = match &settings.registry_secret {
         Some(secret) => {
             let config = secrets.docker_config(secret).await?;
             Access::DockerConfig(DockerConfig::parse(config).map_err(ServeError::Credentials)?)
         }
+        None if settings.registry_identity => {
+            let had =
+                CloudCredentials::begin(Identities::from_environment().reached_as(&reach), &host).await?;
+            Access::DockerConfig(cloud.insert(had).config())
+        }
         None => Access::Open,
     };
-    Ok(Place { host: host(name)?, prefix, is_plain: settings.registry_insecure, access, reach })
+    Ok((Place { host, prefix, is_plain: settings.registry_insecure, access, reach }, cloud))
 }
 
 fn host(text: &str) -> Result<Host, ServeError> {
@@ -277,6 +289,7 @@ async fn keep_pull_secret(
     namespace: &str,
     settings: &ClusterSettings,
     place: &Place,
+    cloud: Option<CloudCredentials>,
 ) -> Result<(), ServeError> {
     if !has_pull_secret(settings) {
         return Ok(());
@@ -307,13 +320,24 @@ async fn keep_pull_secret(
             let (cluster, namespace, source) = (cluster.clone(), namespace.to_owned(), source.clone());
             let config = config.clone();
             let changed = move |text: &Secret<String>| {
-                if let Err(error) = config.replace(text.clone()) {
+                if let Err(error) = config.replace(text.clone(), None) {
                     tracing::error!(error = %Chain(&error), "the registry credentials are not taken over");
                 }
             };
             tokio::spawn(async move { secret.follow(&cluster, &namespace, &source, changed).await });
         }
-        _ => {}
+        (Access::DockerConfig(config), None) => {
+            secret.apply(&config.text()).await?;
+            if let Some(cloud) = cloud {
+                let changed = async move |text: Secret<String>| {
+                    if let Err(error) = secret.apply(&text).await {
+                        tracing::error!(error = %Chain(&error), "kubelets cannot be given a new token");
+                    }
+                };
+                tokio::spawn(cloud.keep(changed));
+            }
+        }
+        (Access::Open, _) => {}
     }
     Ok(())
 }
@@ -466,7 +490,7 @@ fn runtime_config(start: &Start, settings: &Settings, pods: &Pods) -> Result<Kub
 
 /// Whether kubelets need credentials to pull.
 const fn has_pull_secret(settings: &ClusterSettings) -> bool {
-    settings.registry.is_some() || settings.registry_secret.is_some()
+    settings.registry.is_some() || settings.registry_secret.is_some() || settings.registry_identity
 }
 
 /// Goes on with the builds of servers that are gone.

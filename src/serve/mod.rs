@@ -18,6 +18,7 @@ use crate::receive::{Command, Handler, Session};
 
 mod admins;
 mod busy;
+mod cloud;
 pub mod cluster;
 pub mod forward;
 mod git;

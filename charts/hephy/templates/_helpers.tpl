@@ -190,6 +190,9 @@ true
 {{- if and (include "hephy.embedded" .) (gt (int .Values.replicas) 1) -}}
 {{- fail "replicas > 1 needs a registry that all of them reach: set registry.url" -}}
 {{- end -}}
+{{- if and .Values.registry.identity (or (include "hephy.embedded" .) .Values.registry.secret) -}}
+{{- fail "registry.identity is for a registry of a cloud, without a Secret: set registry.url, and leave registry.secret empty" -}}
+{{- end -}}
 {{- if and .Values.router.tlsSecret (eq (int .Values.router.service.port) (int .Values.router.service.httpsPort)) -}}
 {{- fail "router.service.port and router.service.httpsPort are the same: HTTP and https need a port each" -}}
 {{- end -}}

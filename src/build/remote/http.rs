@@ -61,11 +61,20 @@ pub(crate) enum Answer {
 
 impl Web {
     pub(crate) fn new(guard: Guard, max_bytes: u64) -> Result<Self, RemoteError> {
+        Self::redirected(guard, max_bytes, Policy::custom(move |attempt| redirect(guard, attempt)))
+    }
+
+    /// One that goes where it is sent and nowhere else: its requests prove who we are.
+    pub(super) fn direct(max_bytes: u64) -> Result<Self, RemoteError> {
+        Self::redirected(Guard::Open, max_bytes, Policy::none())
+    }
+
+    fn redirected(guard: Guard, max_bytes: u64, redirects: Policy) -> Result<Self, RemoteError> {
         let builder = reqwest::Client::builder()
             .user_agent(concat!("hephy/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(15))
             .read_timeout(ANSWER_LIMIT)
-            .redirect(Policy::custom(move |attempt| redirect(guard, attempt)));
+            .redirect(redirects);
         let builder = if guard == Guard::Open { builder } else { builder.dns_resolver(guard) };
         let client = builder
             .build()
@@ -81,11 +90,12 @@ impl Web {
         spool: &Path,
     ) -> Result<Answer, RemoteError> {
         self.guard.check(url)?;
-        let backoff = ExponentialBuilder::default()
-            .with_jitter()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_times(RETRIES);
-        (|| self.get_once(url, known, spool)).retry(backoff).when(may_pass).await
+        (|| self.get_once(url, known, spool)).retry(backoff()).when(may_pass).await
+    }
+
+    /// Asks with these headers; any answer is one.
+    pub(super) async fn ask(&self, url: &Url, headers: HeaderMap) -> Result<Response, RemoteError> {
+        self.client.get(url.clone()).headers(headers).send().await.map_err(|error| broken(url, error))
     }
 
     async fn get_once(
@@ -114,7 +124,13 @@ impl Web {
         self.read(url, response, spool).await.map(Answer::New)
     }
 
-    async fn read(&self, url: &Url, mut response: Response, spool: &Path) -> Result<Download, RemoteError> {
+    /// Reads what was answered into an unnamed file in `spool`.
+    pub(super) async fn read(
+        &self,
+        url: &Url,
+        mut response: Response,
+        spool: &Path,
+    ) -> Result<Download, RemoteError> {
         let too_large = || RemoteError::TooLarge { address: shown(url), max_bytes: self.max_bytes };
         let announced = response.content_length();
         if announced.is_some_and(|bytes| bytes > self.max_bytes) {
@@ -170,10 +186,16 @@ fn broken(url: &Url, error: reqwest::Error) -> RemoteError {
     RemoteError::Web { address, source: error.without_url() }
 }
 
-fn may_pass(error: &RemoteError) -> bool {
+/// The delays between tries.
+pub(super) fn backoff() -> ExponentialBuilder {
+    let delays = ExponentialBuilder::default().with_jitter().with_min_delay(Duration::from_millis(200));
+    delays.with_max_times(RETRIES)
+}
+
+pub(super) fn may_pass(error: &RemoteError) -> bool {
     match error {
         RemoteError::Web { source, .. } => !source.is_redirect() && !source.is_builder(),
-        RemoteError::Status { status, .. } => {
+        RemoteError::Status { status, .. } | RemoteError::Object { status, .. } => {
             status.is_server_error() || matches!(status.as_u16(), 408 | 429)
         }
         RemoteError::Cut { .. } => true,

@@ -7,6 +7,7 @@ mod address;
 mod git;
 mod guard;
 mod http;
+mod object;
 
 use std::io;
 use std::time::Duration;
@@ -17,8 +18,10 @@ pub(crate) use address::{Address, GitAddress, GitRemote, http_name};
 pub(crate) use git::{Git, GitCredentials, GitOptions};
 pub(crate) use guard::Guard;
 pub(crate) use http::{Answer, Download, MAX_DOWNLOAD_BYTES, Validators, Web};
+pub(crate) use object::{Object, Objects};
 
 use crate::oci::Digest;
+use crate::registry::identity::IdentityError;
 
 /// Why something from elsewhere could not be had. No text has a user, a password or a query of an address in it.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,12 @@ pub(crate) enum RemoteError {
     /// The other end answers with something else than the file.
     #[error("`{address}` answers {status}")]
     Status { address: String, status: reqwest::StatusCode },
+    /// A store does not give an object.
+    #[error("`{address}` answers {status} to {who}{}", said(.message))]
+    Object { address: String, status: reqwest::StatusCode, who: String, message: String },
+    /// Whom a store would know is not to be found out.
+    #[error("cannot ask for `{address}` as this machine")]
+    Identity { address: String, source: IdentityError },
     /// The other end fell silent.
     #[error("`{address}` sent nothing for {}", humantime::format_duration(*.limit))]
     Stalled { address: String, limit: Duration },

@@ -1,5 +1,7 @@
 //! Why the worker could not do what it was asked for.
 
+use std::path::PathBuf;
+
 use crate::build::user::UserError;
 use crate::layers;
 use crate::oci::Digest;

@@ -105,7 +105,7 @@ impl KanikoArguments {
             (
                 self.bucket.is_some(),
                 "--bucket",
-                "contexts in object stores are not read; fetch it, and give `--context tar://FILE`",
+                "a context is named in one place; give `--context gs://BUCKET/OBJECT`",
             ),
         ];
         let ignores = !self.ignore_path.is_empty() || self.ignore_var_run == Some(true);

@@ -10,7 +10,8 @@ use clap::Args;
 use crate::build::{CacheRepository, Mirror, MirrorError, Mirrors};
 use crate::model::Secret;
 use crate::oci::{Host, Reference};
-use crate::registry::client::{Client, ClientConfig, Credentials, Hosts, Reach};
+use crate::registry::client::{Client, ClientConfig, Credentials, DockerConfig, Hosts, Reach};
+use crate::registry::identity::{Cloud, Identities};
 
 /// The largest Docker configuration that is read.
 const MAX_DOCKER_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -65,15 +66,15 @@ pub struct RegistryArguments {
     /// How often a pull is tried again after a failure that may pass [default: 5]
     #[arg(long, value_name = "TIMES")]
     pub image_download_retry: Option<usize>,
-    /// Taken for kaniko's sake: `gitlab` is always looked at, the others are programs that a `config.json` names
-    #[arg(long, hide = true, value_delimiter = ',')]
+    /// At which clouds this machine's identity is used: ecr, google, acr [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub credential_helpers: Vec<String>,
     /// Read registry credentials from standard input, as a Docker configuration
     #[arg(long, hide = true)]
     pub docker_config_stdin: bool,
     /// A Docker configuration that was had for a ticket, or read from standard input.
     #[arg(skip)]
-    pub docker_config: Option<Secret<String>>,
+    pub docker_config: Option<DockerConfig>,
 }
 
 /// Mirrors of registries: `quay.io=mirror.example/quay;gcr.io=127.0.0.1:5000`.
@@ -140,7 +141,8 @@ impl RegistryArguments {
         let mut text = String::new();
         let read = io::stdin().lock().take(MAX_DOCKER_CONFIG_BYTES).read_to_string(&mut text);
         read.map_err(|error| format!("failed to read credentials: {error}"))?;
-        self.docker_config = Some(Secret::new(text));
+        let config = DockerConfig::parse(Secret::new(text));
+        self.docker_config = Some(config.map_err(|error| crate::build::chain(&error).join(": "))?);
         Ok(())
     }
 
@@ -154,15 +156,15 @@ impl RegistryArguments {
         let destinations = destinations.iter().map(|destination| &destination.repository);
         let pushed_to = destinations.chain(cache.map(|cache| &cache.repository));
         let pushed_to = pushed_to.map(|repository| repository.host.clone()).collect();
-        if let Some(refusal) = self.credential_helpers.iter().find_map(|helper| refusal(helper)) {
-            return Err(refusal);
-        }
-        let credentials = if let Some(text) = &self.docker_config {
-            Credentials::docker_config_json(text.reveal())
+        let clouds = clouds(&self.credential_helpers)?;
+        let credentials = if let Some(config) = &self.docker_config {
+            // Who gives these has said all that this build may be.
+            Credentials::live(config.clone())
         } else {
-            Credentials::from_environment()
+            let found = Credentials::from_environment();
+            let found = found.map_err(|error| crate::build::chain(&error).join(": "))?;
+            found.or(Identities::from_environment().at(&clouds))
         };
-        let credentials = credentials.map_err(|error| crate::build::chain(&error).join(": "))?;
         let reach = self.reach(&pushed_to)?;
         // A company's proxy stands before registries too.
         let reach = if let Some(pem) = trusted { reach.trusting(pem) } else { reach };
@@ -189,19 +191,23 @@ impl RegistryArguments {
     }
 }
 
-/// Why a helper that kaniko has built in cannot be chosen here.
-fn refusal(helper: &str) -> Option<String> {
-    let program = match helper {
-        "" | "gitlab" => return None,
-        "google" => "gcr",
-        "ecr" => "ecr-login",
-        "acr" => "acr-env",
-        other => other,
+/// The clouds whose helpers, as kaniko calls them, are named; all if nothing is said, and none if that is said.
+fn clouds(helpers: &[String]) -> Result<Vec<Cloud>, String> {
+    if helpers.is_empty() {
+        return Ok(vec![Cloud::Aws, Cloud::Google, Cloud::Azure]);
+    }
+    let cloud = |helper: &String| match helper.as_str() {
+        // What a job of GitLab's has is always looked at.
+        "" | "gitlab" => None,
+        "ecr" => Some(Ok(Cloud::Aws)),
+        "google" => Some(Ok(Cloud::Google)),
+        "acr" => Some(Ok(Cloud::Azure)),
+        other => Some(Err(format!(
+            "`--credential-helpers {other}` is not done: `ecr`, `google`, `acr` and `gitlab` are built in; install `docker-credential-{other}` \
+             and name it in `~/.docker/config.json`: {{\"credHelpers\":{{\"HOST\":\"{other}\"}}}}"
+        ))),
     };
-    Some(format!(
-        "`--credential-helpers {helper}` is not done: no helper is built in; install `docker-credential-{program}` and name it in \
-         `~/.docker/config.json`: {{\"credHelpers\":{{\"HOST\":\"{program}\"}}}}"
-    ))
+    helpers.iter().filter_map(cloud).collect()
 }
 
 fn told(flag: &str, error: &dyn std::error::Error) -> String {
@@ -226,6 +232,15 @@ mod tests {
     }
 
     #[test]
+    fn helpers_are_named_as_kaniko_names_them() {
+        let of = |names: &[&str]| clouds(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(of(&[]).unwrap(), [Cloud::Aws, Cloud::Google, Cloud::Azure]);
+        assert_eq!(of(&["acr", "gitlab", "ecr"]).unwrap(), [Cloud::Azure, Cloud::Aws]);
+        assert_eq!(of(&[""]).unwrap(), []);
+        assert!(of(&["env"]).unwrap_err().contains("docker-credential-env"));
+    }
+
+    #[test]
     fn what_is_said_of_pulls_does_not_hold_for_where_images_are_pushed() {
         let pushed_to: BTreeSet<Host> = [host("push.test")].into();
         let contains =
@@ -236,13 +251,6 @@ mod tests {
         assert_eq!(contains(&hosts(&named, false, true, &pushed_to)), [false, true, true]);
         assert_eq!(contains(&hosts(&named, true, true, &pushed_to)), [true, true, true]);
         assert_eq!(contains(&hosts(&[host("push.test")], false, true, &pushed_to)), [true, true, true]);
-    }
-
-    #[test]
-    fn a_helper_that_kaniko_has_built_in_is_named_as_a_program() {
-        let refusal = |helper| super::refusal(helper).unwrap_or_default();
-        assert!(refusal("ecr").contains(r#"{"credHelpers":{"HOST":"ecr-login"}}"#), "{}", refusal("ecr"));
-        assert_eq!(refusal("gitlab") + &refusal(""), "");
     }
 
     #[test]

@@ -8,10 +8,12 @@ use url::Url;
 use super::signals::Signals;
 use super::{BuildArguments, Refusal, code};
 use crate::build::{
-    BuildResult, EVENTS_FILE, NO_RECEIVER_STATUS, TicketError, chain, exchange_ticket, push_report,
+    BuildResult, EVENTS_FILE, NO_RECEIVER_STATUS, TicketError, chain, exchange_ticket, keep_ticket,
+    push_report,
 };
 use crate::model::Secret;
 use crate::oci::Reference;
+use crate::registry::client::DockerConfig;
 
 /// How long the result may take on its way.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,13 +37,22 @@ pub(super) async fn with_credentials(arguments: &BuildArguments) -> Result<Build
     if let Some(url) = &arguments.report.ticket_url {
         let ticket = std::env::var("HEPHY_TICKET").map(Secret::new);
         let ticket = ticket.map_err(|_| "HEPHY_TICKET is not set, and `--ticket-url` is".to_owned())?;
-        let config = exchange_ticket(url, &ticket).await.map_err(|error| {
+        let exchanged = exchange_ticket(url, &ticket).await.map_err(|error| {
             let code = match &error {
                 TicketError::Unreachable { .. } => NO_RECEIVER_STATUS,
                 TicketError::Refused { .. } => code::PLATFORM,
             };
             Refusal { text: chain(&error).join(": "), code }
         })?;
+        let read = match &exchanged.renewal {
+            Some(renewal) => DockerConfig::for_now(exchanged.config, renewal.valid),
+            None => DockerConfig::parse(exchanged.config),
+        };
+        let config = read.map_err(|error| Refusal::platform(chain(&error).join(": ")))?;
+        if let Some(renewal) = exchanged.renewal {
+            // Until the process ends, whose last word goes to the registry.
+            drop(tokio::spawn(keep_ticket(url.clone(), config.clone(), renewal)));
+        }
         arguments.registry.docker_config = Some(config);
     }
     Ok(arguments)

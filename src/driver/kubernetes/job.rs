@@ -24,6 +24,8 @@ pub(super) const CONTAINER: &str = "build";
 pub const TICKET_SUM: &str = "hephy.dev/ticket-sum";
 /// The annotation that says when the ticket was used.
 pub const TICKET_USED: &str = "hephy.dev/ticket-used";
+/// The annotation with the sum of what renews credentials that end before a build may.
+pub const TICKET_RENEWAL: &str = "hephy.dev/ticket-renewal";
 /// Where the engine keeps what it has: a directory that is in nobody's image.
 const SCRATCH: &str = "/.hephy";
 /// Where credentials of a Secret are.
@@ -313,13 +315,18 @@ fn docker_config(secret: &str) -> SecretVolumeSource {
 }
 
 /// What a pod has instead of credentials.
-struct Ticket {
-    text: Secret<String>,
-    sum: Digest,
+/// What an engine shows for what is its Job's, and the sum that tells it.
+pub struct Ticket {
+    /// `job.secret`.
+    pub text: Secret<String>,
+    /// Of the secret.
+    pub sum: Digest,
 }
 
 impl Ticket {
-    fn new(job: &str) -> Self {
+    /// A new one.
+    #[must_use]
+    pub fn new(job: &str) -> Self {
         let secret: [u8; 32] = rand::rng().random();
         let secret = hex::encode(secret);
         Self { sum: Digest::of(&secret), text: Secret::new(format!("{job}.{secret}")) }

@@ -26,7 +26,7 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{CaBundle, JobConfig, MAX_INLINE_BUNDLE_BYTES, RegistryNames};
-pub use job::{GRACE_SECONDS, TICKET_SUM, TICKET_USED};
+pub use job::{GRACE_SECONDS, TICKET_RENEWAL, TICKET_SUM, TICKET_USED, Ticket};
 
 use crate::build::{
     BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, SourceOptions, StepFailure,

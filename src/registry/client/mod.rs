@@ -32,11 +32,13 @@ use std::sync::{Arc, Mutex};
 
 pub use advice::{CertificateProblem, Given};
 pub use blob::{BlobSource, Transfer};
+pub(in crate::registry) use credentials::shown;
 pub use credentials::{Credential, Credentials, CredentialsError, DockerConfig, registry_key};
 pub use error::ClientError;
 pub use manifests::ResolvedImage;
 pub use reach::{Hosts, Reach, ReachError};
 pub use tls::TlsError;
+pub(in crate::registry) use tls::{Trust, tls_configuration};
 
 use connections::Connections;
 use host::{HostState, lock};
@@ -79,7 +81,8 @@ struct Shared {
 impl Client {
     /// A client that has not spoken to anybody yet.
     #[must_use]
-    pub fn new(config: ClientConfig) -> Self {
+    pub fn new(mut config: ClientConfig) -> Self {
+        config.credentials = config.credentials.trusting(config.reach.authorities_everywhere());
         let connections = Connections::new(config.reach.clone());
         Self { shared: Arc::new(Shared { config, connections, hosts: Mutex::default() }) }
     }

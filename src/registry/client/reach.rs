@@ -149,7 +149,7 @@ impl Reach {
     }
 
     /// The certificates that are trusted everywhere.
-    pub(super) fn authorities_everywhere(&self) -> Vec<CertificateDer<'static>> {
+    pub(in crate::registry) fn authorities_everywhere(&self) -> Vec<CertificateDer<'static>> {
         self.everywhere.clone()
     }
 

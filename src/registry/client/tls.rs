@@ -41,7 +41,7 @@ pub enum TlsError {
 }
 
 /// Whose certificates are believed.
-pub(super) enum Trust {
+pub(in crate::registry) enum Trust {
     /// Those of authorities that the system knows, and these.
     Authorities(Vec<CertificateDer<'static>>),
     /// Anybody's.
@@ -72,6 +72,11 @@ pub(super) fn configuration(
         }
         None => Ok(builder.with_no_client_auth()),
     }
+}
+
+/// A configuration for these authorities, to ask somebody else than a registry.
+pub(in crate::registry) fn tls_configuration(trust: Trust) -> Result<rustls::ClientConfig, TlsError> {
+    configuration(trust, None)
 }
 
 fn authorities(

@@ -233,3 +233,38 @@ async fn a_blob_that_a_mirror_has_lost_or_spoilt_comes_from_the_next_place() {
         assert!(heading.contains(&format!("; {address}/library/busybox: ")), "{heading}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clouds_registry_is_met_as_whom_the_cloud_knows() {
+    let host = "000000000000.dkr.ecr.nowhere-1.amazonaws.com";
+    // `AWS:hunter2`, as both sides write it.
+    let cloud = Faulty::start(|_, _| {
+        answer(200, &[], r#"{"authorizationData":[{"authorizationToken":"QVdTOmh1bnRlcjI="}]}"#)
+    })
+    .await;
+    let registry = Faulty::start(|_, asked| match asked.authorization.as_deref() {
+        Some("Basic QVdTOmh1bnRlcjI=") => answer(404, &[], ""),
+        _ => answer(401, &[("www-authenticate", "Basic realm=\"ecr\"")], ""),
+    })
+    .await;
+    let place = Place::new();
+    let build = |flag: &str| {
+        let dockerfile = format!("FROM {host}/org/app:1\nENV A=1\n");
+        let insecure = format!("--insecure-registry={host}");
+        let mut command = place.command(&dockerfile, &["--no-push", &insecure, flag]);
+        for name in ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy"] {
+            command.env_remove(name);
+        }
+        command.env("HTTP_PROXY", format!("http://{}", registry.address)).env("NO_PROXY", "127.0.0.1");
+        command.env("AWS_ENDPOINT_URL_ECR", format!("http://{}", cloud.address));
+        command.env("AWS_ACCESS_KEY_ID", "AKIA1").env("AWS_SECRET_ACCESS_KEY", "s");
+        run(&place, command);
+        failure(&place).heading
+    };
+    let known = build("--credential-helpers=ecr");
+    assert!(known.contains(&format!("registry `{host}` has no manifest `1` in `org/app`")), "{known}");
+    assert_eq!(cloud.methods(), "POST");
+    let unknown = build("--credential-helpers=google,acr");
+    assert!(unknown.contains("it got no credentials, since there are none for it"), "{unknown}");
+    assert_eq!(cloud.methods(), "POST");
+}

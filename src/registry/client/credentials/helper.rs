@@ -177,7 +177,7 @@ fn answer(said: &Said) -> Result<Option<Credential>, String> {
 }
 
 /// What a helper said, on one line and without what may be a secret.
-fn shown(text: &str, secret: Option<&str>) -> String {
+pub(in crate::registry) fn shown(text: &str, secret: Option<&str>) -> String {
     let text = match secret.filter(|secret| !secret.is_empty()) {
         Some(secret) => text.replace(secret, "[redacted]"),
         None => text.to_owned(),

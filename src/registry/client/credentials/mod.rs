@@ -1,4 +1,4 @@
-//! Who we are, at which registry: from docker's and podman's files, and from credential helpers.
+//! Who we are, at which registry: from docker's and podman's files, from credential helpers, and as whom a cloud knows us.
 
 mod file;
 mod helper;
@@ -8,15 +8,20 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::CertificateDer;
 
 pub use file::registry_key;
+pub(in crate::registry) use helper::shown;
 
 use file::Source;
 use helper::Helpers;
 
 use super::advice::Given;
-use crate::model::Secret;
+use crate::model::{Chain, Secret};
 use crate::oci::{Host, Repository};
+use crate::registry::identity::{Identities, IdentityError};
 
 /// What proves who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,41 +42,69 @@ pub enum Credential {
 /// Credentials by registry, or by a part of one (`quay.io/org`).
 ///
 /// Sources are asked in order and the first that has one is believed; within a source a credential helper for the host comes before
-/// the store for all hosts, that before the file's own entries, and of these the most specific wins.
+/// the store for all hosts, that before the file's own entries, and of these the most specific wins. Where nothing has one, a
+/// cloud's registry is met as whom that cloud knows this machine, if identities are given.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     given: BTreeMap<String, Credential>,
     live: Option<DockerConfig>,
     sources: Vec<Arc<Source>>,
     helpers: Arc<Helpers>,
+    identities: Option<Identities>,
 }
 
 /// A docker `config.json` that may be replaced while clients use it: registries' passwords change.
 #[derive(Debug, Clone)]
-pub struct DockerConfig(Arc<RwLock<(Secret<String>, Arc<Source>)>>);
+pub struct DockerConfig(Arc<RwLock<Current>>);
+
+#[derive(Debug)]
+struct Current {
+    text: Secret<String>,
+    source: Arc<Source>,
+    /// When what is in it ends, if it does.
+    ends: Option<Instant>,
+}
+
+impl Current {
+    fn parse(text: Secret<String>, valid: Option<Duration>) -> Result<Self, CredentialsError> {
+        let source = Arc::new(Source::parse(text.reveal(), "the given configuration")?);
+        Ok(Self { text, source, ends: valid.map(|valid| Instant::now() + valid) })
+    }
+}
 
 impl DockerConfig {
-    /// Reads the text.
+    /// Reads the text, of credentials that have no end.
     pub fn parse(text: Secret<String>) -> Result<Self, CredentialsError> {
-        let source = Arc::new(Source::parse(text.reveal(), "the given configuration")?);
-        Ok(Self(Arc::new(RwLock::new((text, source)))))
+        Ok(Self(Arc::new(RwLock::new(Current::parse(text, None)?))))
+    }
+
+    /// Reads the text, of credentials that are good for `valid` from now.
+    pub fn for_now(text: Secret<String>, valid: Duration) -> Result<Self, CredentialsError> {
+        Ok(Self(Arc::new(RwLock::new(Current::parse(text, Some(valid))?))))
     }
 
     /// Has all clients use another from now on; one that cannot be read leaves the one before.
-    pub fn replace(&self, text: Secret<String>) -> Result<(), CredentialsError> {
-        let source = Arc::new(Source::parse(text.reveal(), "the given configuration")?);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = (text, source);
+    pub fn replace(&self, text: Secret<String>, valid: Option<Duration>) -> Result<(), CredentialsError> {
+        let current = Current::parse(text, valid)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = current;
         Ok(())
     }
 
     /// The text as it is now.
     #[must_use]
     pub fn text(&self) -> Secret<String> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).text.clone()
+    }
+
+    /// How long it is good yet, if it ends.
+    #[must_use]
+    pub fn valid(&self) -> Option<Duration> {
+        let ends = self.0.read().unwrap_or_else(PoisonError::into_inner).ends?;
+        Some(ends.saturating_duration_since(Instant::now()))
     }
 
     fn source(&self) -> Arc<Source> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).1)
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner).source)
     }
 }
 
@@ -218,7 +251,20 @@ impl Credentials {
     /// Reads what this process's environment and home have: `$DOCKER_AUTH_CONFIG`, docker's and podman's files, kaniko's, and what
     /// a job of GitLab's CI is given for its registry.
     pub fn from_environment() -> Result<Self, CredentialsError> {
-        Self::from_variables(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        let found = Self::from_variables(&|name| std::env::var_os(name).filter(|value| !value.is_empty()))?;
+        Ok(found.or(Identities::from_environment()))
+    }
+
+    /// The same, and these identities where nothing else is known.
+    #[must_use]
+    pub fn or(self, identities: Identities) -> Self {
+        Self { identities: Some(identities), ..self }
+    }
+
+    /// The same, whose identities trust these authorities too.
+    pub(super) fn trusting(self, authorities: Vec<CertificateDer<'static>>) -> Self {
+        let identities = self.identities.map(|identities| identities.trusting(authorities));
+        Self { identities, ..self }
     }
 
     fn from_variables(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, CredentialsError> {
@@ -232,7 +278,7 @@ impl Credentials {
         }
         sources.extend(Source::gitlab(variable).map(Arc::new));
         let helpers = Arc::new(Helpers::new(variable("PATH")));
-        Ok(Self { given: BTreeMap::new(), live: None, sources, helpers })
+        Ok(Self { sources, helpers, ..Self::default() })
     }
 
     /// Who we are for `repository`.
@@ -249,7 +295,24 @@ impl Credentials {
                 known @ Identity::Known(_) => return Ok(known),
             }
         }
-        Ok(Identity::Anonymous { note })
+        match self.by_identity(repository).await {
+            Ok(Some(found)) => Ok(Identity::Known(Box::new(found))),
+            Ok(None) => Ok(Identity::Anonymous { note }),
+            // Much is read by anybody: it is told if it is not.
+            Err(error) => {
+                let why = format!("this machine's identity is of no use there: {}", Chain(&*error));
+                Ok(Identity::Anonymous { note: note.or(Some(why)) })
+            }
+        }
+    }
+
+    /// As whom a cloud knows us, at its registry.
+    async fn by_identity(&self, repository: &Repository) -> Result<Option<Found>, Arc<IdentityError>> {
+        let Some(identities) = &self.identities else { return Ok(None) };
+        // Seldom asked, and large: it is not part of every request's future.
+        let Some(issued) = Box::pin(identities.find(&repository.host)).await? else { return Ok(None) };
+        let credential = Credential::Basic { username: issued.username, password: issued.password };
+        Ok(Some(Found { credential, origin: issued.origin, prefix: repository.host.to_string() }))
     }
 }
 
