@@ -16,6 +16,8 @@ pub mod registry;
 pub mod router;
 pub mod kubernetes;
 pub mod bases;
+pub mod traces;
+pub mod profile;
 pub mod receive;
 pub mod detect;
 pub mod plan;

@@ -401,6 +401,7 @@ impl Engine {
             text: step.text.clone(),
             at: step.at.clone(),
             state,
+            time: Some(jiff::Timestamp::now()),
         });
     }
 

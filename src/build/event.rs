@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::build::driver::{BuildFailure, Location};
@@ -41,6 +42,9 @@ pub enum BuildEvent {
         at: Location,
         /// What happened.
         state: StepState,
+        /// When, by the clock of whoever builds; older engines do not say it.
+        #[serde(default)]
+        time: Option<Timestamp>,
     },
     /// A line printed by a RUN step.
     Output {
@@ -173,7 +177,8 @@ mod tests {
 
     fn step(number: u32, text: &str, state: StepState) -> String {
         let at = Location { file: "Dockerfile".to_owned(), line: 3 };
-        let event = BuildEvent::Step { number, of: 4, stage: None, text: text.to_owned(), at, state };
+        let time = Some(Timestamp::UNIX_EPOCH);
+        let event = BuildEvent::Step { number, of: 4, stage: None, text: text.to_owned(), at, state, time };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<BuildEvent>(&json).unwrap(), event);
         event.lines().join("\n")
@@ -192,6 +197,14 @@ mod tests {
             step(4, "RUN make", failed),
             "4/4 RUN make                            failed after 12.0s, exit status 2"
         );
+    }
+
+    #[test]
+    fn a_step_of_an_older_engine_is_read() {
+        let json = r#"{"event":"step","number":1,"of":2,"stage":null,"text":"RUN make",
+            "at":{"file":"Dockerfile","line":3},"state":{"state":"started"}}"#;
+        let event = serde_json::from_str(json).unwrap();
+        assert!(matches!(event, BuildEvent::Step { number: 1, time: None, .. }));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod error;
 mod event;
 mod explain;
 mod finish;
+mod gauges;
 mod image;
 mod key;
 mod mounts;
@@ -60,6 +61,7 @@ pub use driver::{
 };
 pub use engine::{BuildOptions, EventSink, build, layers_directory};
 pub use event::{BuildEvent, MAX_LINE_BYTES, NumberedEvent, StepState, elapsed};
+pub use gauges::{ByMachine, Counted, QueueGauges};
 pub use image::{ImageFormat, compression, with_default_tag};
 pub use mirror::{Mirror, MirrorError, Mirrors, Namespace};
 pub use mounts::{Entitlement, MountOptions, SecretSource, certificates};

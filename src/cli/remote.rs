@@ -34,6 +34,12 @@ pub(crate) struct Operator {
     pub(crate) http: String,
     /// Where images are pulled from.
     pub(crate) registry: String,
+    /// Where health and metrics are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) health: Option<String>,
+    /// Where profiles are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pprof: Option<String>,
     /// A key that the server takes for an admin's.
     pub(crate) key: PathBuf,
     /// The server's host key, in the format of `known_hosts`.

@@ -122,6 +122,8 @@ fn operator_file(settings: &Settings, key: &Path, known_hosts: &Path) -> Vec<u8>
         ssh: reachable(settings.ssh),
         http: reachable(settings.http),
         registry: reachable(settings.registry),
+        health: settings.health.map(reachable),
+        pprof: settings.pprof.map(reachable),
         key: key.to_owned(),
         known_hosts: known_hosts.to_owned(),
     };
@@ -158,6 +160,12 @@ fn show_ready(ready: &Ready) {
     line(&format!("       ssh       {}  host key {}", addresses.ssh(), ready.host_key));
     line(&format!("       registry  {}", addresses.registry()));
     line(&format!("       apps      {}", addresses.app_url_pattern()));
+    if let Some(health) = ready.health {
+        line(&format!("       health    http://{health}/readyz, /metrics"));
+    }
+    if let Some(pprof) = ready.pprof {
+        line(&format!("       profiles  http://{pprof}/debug/pprof/profile"));
+    }
     if ready.apps > 0 {
         let (apps, builds) = (counted(ready.apps, "app", "apps"), counted(ready.builds, "build", "builds"));
         line(&format!("       {apps}, {builds} taken up"));

@@ -8,7 +8,8 @@ use clap::Args;
 use serde::Deserialize;
 
 use super::address::{Addresses, Apps};
-use super::server::{Domain, GivenSettings, HostPort, Settings, SettingsError, Size, Span};
+use super::server::{Domain, GivenSettings, HostPort, LoopbackAddress, Settings, SettingsError, Size, Span};
+use super::traces::Endpoint;
 
 /// The settings of a server on a cluster.
 #[derive(Debug, Clone, Args)]
@@ -130,6 +131,12 @@ pub struct ClusterSettings {
     /// How long an old version has after SIGTERM [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub stop_grace: Option<Span>,
+    /// Where profiles of the server are taken, an address of loopback [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    pub pprof: Option<LoopbackAddress>,
+    /// Where traces of pushes are sent, by OTLP over HTTP [default: where OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere]
+    #[arg(long, value_name = "URL")]
+    pub otlp_endpoint: Option<Endpoint>,
 }
 
 /// What the pods of builds and apps are made with.
@@ -255,6 +262,8 @@ impl ClusterSettings {
             ready_timeout: self.ready_timeout,
             minimum_ready: self.minimum_ready,
             stop_grace: self.stop_grace,
+            pprof: self.pprof,
+            otlp_endpoint: self.otlp_endpoint.clone(),
             ..GivenSettings::default()
         };
         given.resolve(GivenSettings::default(), None)

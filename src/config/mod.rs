@@ -4,3 +4,4 @@ pub mod app;
 pub mod address;
 pub mod cluster;
 pub mod server;
+pub mod traces;

@@ -11,6 +11,8 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
+use super::traces::Endpoint;
+
 /// Settings as they were given: all may be absent.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -69,6 +71,15 @@ pub struct GivenSettings {
     /// How long `hephy up` waits for running builds and requests when it stops [default: 30s]
     #[arg(long, env = "HEPHY_DRAIN", value_name = "DURATION")]
     pub drain: Option<Span>,
+    /// Where health and metrics are asked for [default: nowhere]
+    #[arg(long, env = "HEPHY_HEALTH", value_name = "ADDRESS")]
+    pub health: Option<SocketAddr>,
+    /// Where profiles of the server are taken, an address of loopback [default: nowhere]
+    #[arg(long, env = "HEPHY_PPROF", value_name = "ADDRESS")]
+    pub pprof: Option<LoopbackAddress>,
+    /// Where traces of pushes are sent, by OTLP over HTTP [default: where OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere]
+    #[arg(long, env = "HEPHY_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<Endpoint>,
 }
 
 /// Settings with every default filled in.
@@ -110,6 +121,12 @@ pub struct Settings {
     pub stop_grace: Duration,
     /// How long running builds and requests are waited for at the end.
     pub drain: Duration,
+    /// Where health and metrics are asked for.
+    pub health: Option<SocketAddr>,
+    /// Where profiles are taken.
+    pub pprof: Option<SocketAddr>,
+    /// Where traces are sent; `None`: where OpenTelemetry's variables say.
+    pub otlp_endpoint: Option<Endpoint>,
 }
 
 /// Why settings cannot be used.
@@ -189,6 +206,9 @@ impl GivenSettings {
             minimum_ready: seconds(self.minimum_ready.or(file.minimum_ready), 1),
             stop_grace: seconds(self.stop_grace.or(file.stop_grace), 30),
             drain: seconds(self.drain.or(file.drain), 30),
+            health: self.health.or(file.health),
+            pprof: self.pprof.or(file.pprof).map(|address| address.0),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
         })
     }
 }
@@ -284,6 +304,22 @@ impl FromStr for HostPort {
     }
 }
 
+/// An address that only programs of the same machine, or of the same pod, reach: `127.0.0.1:6060`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoopbackAddress(pub SocketAddr);
+text!(LoopbackAddress);
+
+impl FromStr for LoopbackAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let address = text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
+        address
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is no address of loopback such as `127.0.0.1:6060`"))
+    }
+}
+
 /// A duration, as `30s` or `1h 30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
@@ -360,6 +396,10 @@ mod tests {
         for text in ["", "a..b", "-a.org", "a/b"] {
             assert!(text.parse::<Domain>().is_err(), "{text}");
         }
+        for text in ["0.0.0.0:6060", "10.0.0.1:6060", "127.0.0.1", "localhost:6060"] {
+            assert!(text.parse::<LoopbackAddress>().is_err(), "{text}");
+        }
+        assert!("[::1]:6060".parse::<LoopbackAddress>().is_ok());
         for text in ["", "1TB", "MiB", "99999999999999GiB", "-1"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::build::{
     BuildEvent, BuildFailure, BuildRequest, BuildResult, Driver, EVENTS_FILE, LOCK_FILE, Outcome,
-    RESULT_FILE, StepFailure,
+    QueueGauges, RESULT_FILE, StepFailure,
 };
 use crate::driver::arguments::Arguments;
 use crate::model::PlatformImage;
@@ -57,6 +57,7 @@ pub struct LocalDriver {
     program: PathBuf,
     data: PathBuf,
     ca_bundle: Option<PathBuf>,
+    gauges: QueueGauges,
 }
 
 /// An engine at work.
@@ -70,8 +71,14 @@ enum Engine {
 impl LocalDriver {
     /// A driver that runs `program` (our own executable) with the data directory `data`.
     #[must_use]
-    pub const fn new(program: PathBuf, data: PathBuf) -> Self {
-        Self { program, data, ca_bundle: None }
+    pub fn new(program: PathBuf, data: PathBuf) -> Self {
+        Self { program, data, ca_bundle: None, gauges: QueueGauges::default() }
+    }
+
+    /// How many builds it has under way.
+    #[must_use]
+    pub const fn gauges(&self) -> &QueueGauges {
+        &self.gauges
     }
 
     /// The same, whose RUN steps trust the certificates of this file too.
@@ -158,6 +165,7 @@ impl Driver for LocalDriver {
         cancel: CancellationToken,
     ) -> Result<PlatformImage, BuildFailure> {
         let failed = |what: &'static str| move |error: io::Error| BuildFailure::platform(what, &error);
+        let _running = self.gauges.runs(&Platform::native());
         let mut engine = self.engine(request).map_err(failed("failed to start the build engine"))?;
         if let Some(Engine::Ours(child)) = &mut engine
             && let Some(mut stdin) = child.stdin.take()

@@ -7,6 +7,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::log::LogWriter;
+use super::metrics::result_of_platform;
+use super::trace::{PlatformTrace, Trace};
 use super::{Ended, Failure, Stages, tell};
 use crate::build::{
     BuildEvent, BuildFailure, BuildLimits, BuildRequest, Builders, CacheUse, Compression, NetworkMode,
@@ -35,7 +37,7 @@ pub(super) async fn build(
     };
     tell(log, PushEvent::Heading(format!("Building {place}"))).await;
 
-    let cancel = cancel.child_token();
+    let (cancel, trace) = (cancel.child_token(), Trace::of(stages, build));
     let (lines, mut received) = mpsc::channel(256);
     let mut builds = Vec::new();
     for platform in &plan.platforms {
@@ -43,7 +45,7 @@ pub(super) async fn build(
         let request = BuildRequest { name, ..request(stages, plan, platform, &directory)? };
         // What cancels one cancels all, unless the others are to finish whatever happens to it.
         let cancel = if build.options.keep_going { cancel.child_token() } else { cancel.clone() };
-        builds.push(one(stages, request, lines.clone(), cancel));
+        builds.push(one((stages, trace.platform(platform)), request, lines.clone(), cancel));
     }
     drop(lines);
     let built = future::join_all(builds);
@@ -125,39 +127,36 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
 }
 
 async fn one(
-    stages: &Stages,
+    (stages, mut trace): (&Stages, PlatformTrace),
     request: BuildRequest,
     lines: mpsc::Sender<(Platform, String)>,
     cancel: CancellationToken,
 ) -> Result<PlatformImage, BuildFailure> {
     let (events, mut received) = mpsc::channel::<BuildEvent>(256);
-    let platform = request.platform.clone();
-    let forward = async move {
+    let forward = async {
         while let Some(event) = received.recv().await {
+            trace.take(&event);
             for line in event.lines() {
                 // The receiver lives as long as the builds do.
-                drop(lines.send((platform.clone(), line)).await);
+                drop(lines.send((request.platform.clone(), line)).await);
             }
         }
     };
     let (built, ()) = future::join(stages.driver.build(&request, events, cancel.clone()), forward).await;
-    match &built {
+    if built.is_err() {
+        cancel.cancel();
+    }
+    let (cached, run) = match &built {
         Ok(image) => {
             let cached = image.steps.iter().filter(|step| step.cached).count() as u64;
-            stages.metrics.steps(cached, image.steps.len() as u64 - cached);
-            stages.metrics.platform_ended(&image.platform, "succeeded");
+            (cached, image.steps.len() as u64 - cached)
         }
-        Err(failure) => {
-            cancel.cancel();
-            let result = match failure {
-                BuildFailure::App(_) => "failed",
-                BuildFailure::Platform(_) => "platform_failed",
-                BuildFailure::Cancelled => "cancelled",
-                BuildFailure::TimedOut { .. } => "timed_out",
-            };
-            stages.metrics.platform_ended(&request.platform, result);
-        }
-    }
+        // As far as it came.
+        Err(_) => trace.steps(),
+    };
+    stages.metrics.steps(cached, run);
+    stages.metrics.platform_ended(&request.platform, result_of_platform(&built));
+    trace.end(&built);
     built
 }
 

@@ -11,6 +11,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::build::{BuildFailure, QueueGauges};
+use crate::model::{Fault, Outcome, PlatformImage};
+use crate::traces::Counts;
+
 /// Seconds; from what takes no time to what takes an hour.
 const BUCKETS: [f64; 12] = [0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 
@@ -49,6 +53,35 @@ struct ByCache {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::with(&QueueGauges::default(), &Counts::default())
+    }
+}
+
+/// How a push ended, in a word.
+pub(super) const fn result_of(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Succeeded { .. } => "succeeded",
+        Outcome::Failed { fault: Fault::App, .. } => "failed",
+        Outcome::Failed { fault: Fault::Platform, .. } => "platform_failed",
+        Outcome::Cancelled { .. } => "cancelled",
+    }
+}
+
+/// How the build of a platform ended, in a word.
+pub(super) const fn result_of_platform(built: &Result<PlatformImage, BuildFailure>) -> &'static str {
+    match built {
+        Ok(_) => "succeeded",
+        Err(BuildFailure::App(_)) => "failed",
+        Err(BuildFailure::Platform(_)) => "platform_failed",
+        Err(BuildFailure::Cancelled) => "cancelled",
+        Err(BuildFailure::TimedOut { .. }) => "timed_out",
+    }
+}
+
+impl Metrics {
+    /// Counters, beside what a driver and the sender of traces count.
+    #[must_use]
+    pub fn with(queue: &QueueGauges, spans: &Counts) -> Self {
         let mut registry = Registry::with_prefix("hephy");
         let pushes = Family::<ByResult, Counter>::default();
         registry.register("pushes", "Builds that ended, by how", pushes.clone());
@@ -66,11 +99,21 @@ impl Default for Metrics {
         let (running, waiting): (Gauge, Gauge) = (Gauge::default(), Gauge::default());
         registry.register("builds_running", "Builds that this server drives", running.clone());
         registry.register("builds_waiting", "Builds that wait for their turn", waiting.clone());
+        registry.register(
+            "platform_builds_waiting",
+            "Builds of one platform that wait for a place among those of its architecture",
+            queue.waiting.clone(),
+        );
+        registry.register(
+            "platform_builds_running",
+            "Builds of one platform that have a place among those of their architecture",
+            queue.running.clone(),
+        );
+        registry.register("trace_spans_sent", "Spans that a collector has", spans.sent.clone());
+        registry.register("trace_spans_dropped", "Spans that could not be sent", spans.dropped.clone());
         Self { registry: Arc::new(registry), pushes, builds, stages, steps, running, waiting }
     }
-}
 
-impl Metrics {
     /// The counters as OpenMetrics text.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -142,5 +185,32 @@ mod tests {
         }
         drop(running);
         assert!(metrics.encode().contains("hephy_builds_running 0"));
+    }
+
+    #[test]
+    fn what_a_driver_has_to_do_and_what_became_of_spans_is_shown_beside_it() {
+        let (queue, spans) = (QueueGauges::default(), Counts::default());
+        let metrics = Metrics::with(&queue, &spans);
+        let arm64 = "linux/arm64".parse().unwrap();
+        let waiting = [queue.waits(&arm64), queue.waits(&arm64)];
+        let running = queue.runs(&arm64);
+        spans.dropped.inc_by(3);
+        let has = |lines: &[&str]| {
+            let text = metrics.encode();
+            for line in lines {
+                assert!(text.lines().any(|found| found == *line), "{line} is not in {text}");
+            }
+        };
+        has(&[
+            "hephy_platform_builds_waiting{platform=\"linux/arm64\"} 2",
+            "hephy_platform_builds_running{platform=\"linux/arm64\"} 1",
+            "hephy_trace_spans_dropped_total 3",
+            "hephy_trace_spans_sent_total 0",
+        ]);
+        drop((waiting, running));
+        has(&[
+            "hephy_platform_builds_waiting{platform=\"linux/arm64\"} 0",
+            "hephy_platform_builds_running{platform=\"linux/arm64\"} 0",
+        ]);
     }
 }

@@ -23,6 +23,7 @@ use crate::model::{
 use crate::publish::{Place, Publisher};
 use crate::registry::client::Client;
 use crate::rollout::Runtime;
+use crate::traces::Exporter;
 
 mod again;
 mod archive;
@@ -38,6 +39,7 @@ mod recovery;
 mod rolling;
 mod running;
 mod sources;
+mod trace;
 mod unwritten;
 
 pub use archive::{Archive, ArchiveError};
@@ -49,6 +51,7 @@ pub use running::{Attached, Pushes};
 pub use sources::{Extent, Sources, SourcesError};
 
 use log::{LogWriter, Logs};
+use trace::Trace;
 
 /// What the stages need, made once by the server.
 pub struct Stages {
@@ -76,6 +79,8 @@ pub struct Stages {
     pub limits: BuildLimits,
     /// What is counted.
     pub metrics: Metrics,
+    /// Takes the traces of pushes.
+    pub traces: Exporter,
     /// Which server works on which app, where there are several.
     pub leases: Option<Leases>,
     /// Fires when the server is told to stop: nothing new is begun.
@@ -124,40 +129,64 @@ pub async fn advance(
     log: &mut LogWriter,
     cancel: &CancellationToken,
 ) -> Result<ReleaseNumber, Ended> {
+    let trace = Trace::of(stages, build);
     let mut state = build.state.clone();
     loop {
         let (stage, began) = (stage_after(&state), Instant::now());
-        let before = state.clone();
-        state = match state {
-            BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
-            BuildState::Detected(recipe) => {
-                BuildState::Planned(planning::plan(stages, build, recipe, log, cancel).await?)
-            }
-            BuildState::Planned(plan) => match again::built_before(stages, build, &plan, log).await? {
-                Some(index) => BuildState::Published { plan, index },
-                None => {
-                    let images = building::build(stages, build, &plan, log, cancel).await?;
-                    BuildState::Built { plan, images }
-                }
-            },
-            BuildState::Built { plan, images } => {
-                let index = publish(stages, build, &images, log).await?;
-                BuildState::Published { plan, index }
-            }
-            BuildState::Published { plan, index } => {
-                let release = release(stages, build, &plan, index, log).await?;
-                BuildState::Released { plan, release: release.number }
-            }
-            BuildState::Released { release, .. } => {
-                let release = crate::release::find(&*stages.store, &build.app, release).await?;
-                let rolled = rolling::roll_out(stages, build, &release, log).await;
-                stages.metrics.stage_took(stage, began.elapsed());
-                return rolled;
-            }
-        };
+        let span = trace.stage(stage);
+        let reached = next(stages, build, state.clone(), log, cancel).await;
         stages.metrics.stage_took(stage, began.elapsed());
-        write_down(stages, build, (&before, &state)).await?;
+        span.end(&reached);
+        match reached? {
+            Reached::Value(reached) => {
+                write_down(stages, build, (&state, &reached)).await?;
+                state = reached;
+            }
+            Reached::End(release) => return Ok(release),
+        }
     }
+}
+
+/// What a stage came to.
+enum Reached {
+    Value(BuildState),
+    End(ReleaseNumber),
+}
+
+/// The one stage that takes a build on from `state`.
+async fn next(
+    stages: &Stages,
+    build: &Build,
+    state: BuildState,
+    log: &mut LogWriter,
+    cancel: &CancellationToken,
+) -> Result<Reached, Ended> {
+    let value = match state {
+        BuildState::Received(source) => BuildState::Detected(detect(stages, source, log).await?),
+        BuildState::Detected(recipe) => {
+            BuildState::Planned(planning::plan(stages, build, recipe, log, cancel).await?)
+        }
+        BuildState::Planned(plan) => match again::built_before(stages, build, &plan, log).await? {
+            Some(index) => BuildState::Published { plan, index },
+            None => {
+                let images = building::build(stages, build, &plan, log, cancel).await?;
+                BuildState::Built { plan, images }
+            }
+        },
+        BuildState::Built { plan, images } => {
+            let index = publish(stages, build, &images, log).await?;
+            BuildState::Published { plan, index }
+        }
+        BuildState::Published { plan, index } => {
+            let release = release(stages, build, &plan, index, log).await?;
+            BuildState::Released { plan, release: release.number }
+        }
+        BuildState::Released { release, .. } => {
+            let release = crate::release::find(&*stages.store, &build.app, release).await?;
+            return rolling::roll_out(stages, build, &release, log).await.map(Reached::End);
+        }
+    };
+    Ok(Reached::Value(value))
 }
 
 /// The name of the stage that takes a build on from `state`.

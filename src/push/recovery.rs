@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::running::conclude;
+use super::trace::Trace;
 use super::{Hold, Pushes, Stages, claim, rolling};
 use crate::kubernetes::LeaseError;
 use crate::model::store::{self, StoreError};
@@ -113,7 +114,9 @@ async fn end_unheld(stages: &Stages, build: &Build) -> Result<(), StoreError> {
     if build.outcome.is_some() || has(&app.object, &build) {
         return Ok(());
     }
-    conclude(stages, &build, left_behind(&app.object, &build)).await
+    let outcome = left_behind(&app.object, &build);
+    Trace::of(stages, &build).ended(&build, &outcome);
+    conclude(stages, &build, outcome).await
 }
 
 /// What somebody left who had the App.

@@ -11,8 +11,11 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::Instrument as _;
 
 use super::log::LogWriter;
+use super::metrics::result_of;
+use super::trace::{Trace, id_of};
 use super::unwritten::Unwritten;
 use super::{Ended, Hold, Stages, advance, claim, tell};
 use crate::model::store::{self, StoreError};
@@ -82,7 +85,11 @@ impl Pushes {
         let key = (build.app.clone(), build.number);
         self.table().insert(key.clone(), Running { ended: receiver, followers: 0 });
         let this = self.clone();
-        self.tasks.spawn(async move {
+        // An error's level, so that what is said within carries it whatever is left out of the log.
+        let span = tracing::error_span!(
+            "push", push_id = %id_of(&build), app = %build.app, build = %build.number, commit = %build.commit
+        );
+        let work = async move {
             let is_ours = tokio::select! {
                 () = this.drive(build, log) => true,
                 is_ours = this.left(&key.0, &hold) => is_ours,
@@ -94,7 +101,8 @@ impl Pushes {
             }
             this.table().remove(&key);
             ended.send_replace(true);
-        });
+        };
+        self.tasks.spawn(work.instrument(span));
         Ok(())
     }
 
@@ -166,12 +174,13 @@ impl Pushes {
     async fn drive(&self, build: Build, mut log: LogWriter) {
         let stages = &self.stages;
         let started = Instant::now();
+        tracing::info!(by = %build.by, "a build is driven");
         let cancel = CancellationToken::new();
         let guard = cancel.clone().drop_guard();
         let watching = watch_for_cancel(Arc::clone(stages), build.clone(), cancel.clone());
         let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         let running = stages.metrics.running();
-        let ended = match self.permit(&mut log, &cancel).await {
+        let ended = match self.permit(&build, &mut log, &cancel).await {
             Some(_permit) => advance(stages, &build, &mut log, &cancel).await,
             None => Err(Ended::Cancelled(CancelReason::Requested)),
         };
@@ -180,12 +189,10 @@ impl Pushes {
             tracing::warn!(app = %build.app, build = %build.number, "another server goes on with a build, or has ended it");
             return;
         };
-        stages.metrics.push_ended(match &outcome {
-            Outcome::Succeeded { .. } => "succeeded",
-            Outcome::Failed { fault: Fault::App, .. } => "failed",
-            Outcome::Failed { fault: Fault::Platform, .. } => "platform_failed",
-            Outcome::Cancelled { .. } => "cancelled",
-        });
+        let result = result_of(&outcome);
+        tracing::info!(result, "a build has ended");
+        stages.metrics.push_ended(result);
+        Trace::of(stages, &build).ended(&build, &outcome);
         stages.logs.keep(&build).await;
         self.unwritten.conclude(stages, build, outcome).await;
         drop(running);
@@ -204,6 +211,7 @@ impl Pushes {
 
     async fn permit(
         &self,
+        build: &Build,
         log: &mut LogWriter,
         cancel: &CancellationToken,
     ) -> Option<tokio::sync::OwnedSemaphorePermit> {
@@ -214,11 +222,14 @@ impl Pushes {
         let _waiting = self.stages.metrics.waiting();
         let text = "Waiting for another build to end (`hephy up --builds` says how many run at once)";
         tell(log, PushEvent::Heading(text.to_owned())).await;
-        tokio::select! {
+        let trace = Trace::of(&self.stages, build).stage("queue");
+        let permit = tokio::select! {
             // The semaphore is never closed.
             permit = permits.acquire_owned() => permit.ok(),
             () = cancel.cancelled() => None,
-        }
+        };
+        trace.end_wait(permit.is_some());
+        permit
     }
 
     /// Tells the end in the log, and gives it as the Build keeps it; `None` where the end is not ours to tell.

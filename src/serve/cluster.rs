@@ -18,12 +18,14 @@ use tokio_util::task::TaskTracker;
 use super::admins::{AdminsError, FirstAdmins};
 use super::cloud::{CloudCredentials, CloudError};
 use super::people::People;
-use super::ports::{ListenError, listen};
+use super::ports::{ListenError, listen, listen_optional};
+use super::pprof;
 use super::probes::{self, Readiness};
 use super::pulls::{self, PullCheck, Pulls};
 use super::queue::Queue;
 use super::secrets::{SecretError, Secrets};
 use super::services::Services;
+use super::telemetry::{self, TelemetryError};
 use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, adopt_apps, make_directory, trusting};
 use super::upkeep::Upkeep;
 use super::{Server, Verbs, tickets};
@@ -93,6 +95,9 @@ pub enum ServeError {
     /// What kubelets pull with.
     #[error("kubelets cannot be given the registry's credentials")]
     Pull(#[from] PullSecretError),
+    /// Traces.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// An address.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -181,7 +186,10 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let http = probes::router(readiness.clone(), stages.metrics.clone());
     let http = http.merge(tickets(given, &cluster, &stages)?).merge(pulls::router(pulls));
     let services = Services::default();
-    services.tasks.spawn(answer(listeners.http, http, services.rest.clone()));
+    services.answer(listeners.http, http);
+    if let Some(listener) = listen_optional(&mut settings.pprof.clone(), "--pprof").await? {
+        services.answer(listener, pprof::router(stages.stopping.clone()));
+    }
     let upkeep = Upkeep {
         registry: own_registry.as_ref().map(|(registry, _)| registry.clone()),
         stages: Arc::clone(&stages),
@@ -206,6 +214,8 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
         addresses,
         host_key: host_key.fingerprint(),
         data: settings.data.clone(),
+        health: Some(settings.http),
+        pprof: settings.pprof,
         users: server.people.users().await?.len(),
         apps: store::list_each::<App>(server.store(), "").await?.len(),
         builds,
@@ -375,8 +385,11 @@ async fn stages(
     )
     .await
     .map_err(|error| ServeError::Version(Box::new(error)))?;
+    let traces = telemetry::traces(settings.otlp_endpoint.as_ref(), &start.identity)?;
     Ok(Stages {
         store: object_store,
+        metrics: Metrics::with(driver.gauges(), traces.counts()),
+        traces,
         driver: Arc::new(driver),
         runtime: Arc::new(runtime),
         publisher: Publisher::new(client.clone(), place.clone()),
@@ -387,7 +400,6 @@ async fn stages(
         place,
         addresses: given.addresses(),
         limits: BuildLimits { time: settings.build_timeout, memory_bytes: None, cpus: None },
-        metrics: Metrics::default(),
         leases: Some(Leases::new(cluster.client(), namespace, &start.identity)),
         stopping: CancellationToken::new(),
     })
@@ -511,12 +523,4 @@ async fn adopt_builds(server: Server) {
 struct Listeners {
     ssh: TcpListener,
     http: TcpListener,
-}
-
-/// Answers health, metrics and tickets.
-async fn answer(listener: TcpListener, router: axum::Router, stop: CancellationToken) {
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-    if let Err(error) = served.await {
-        tracing::error!(error = %Chain(&error), "health and metrics ended");
-    }
 }

@@ -42,6 +42,17 @@ pub(super) async fn listen(address: SocketAddr, flag: &'static str) -> Result<Tc
     }
 }
 
+/// The same, where an address is given; it becomes the one that is listened on.
+pub(super) async fn listen_optional(
+    address: &mut Option<SocketAddr>,
+    flag: &'static str,
+) -> Result<Option<TcpListener>, ListenError> {
+    let Some(given) = address else { return Ok(None) };
+    let listener = listen(*given, flag).await?;
+    *given = listener.local_addr().map_err(|source| ListenError::Io { address: *given, flag, source })?;
+    Ok(Some(listener))
+}
+
 /// The program that listens on the port, by /proc: `nginx (pid 812)`.
 fn holder_of(address: SocketAddr) -> String {
     let unknown = || "another program (of another user)".to_owned();

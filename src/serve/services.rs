@@ -7,6 +7,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::telemetry::LAST_TRACES;
 use super::up::Notice;
 use super::{Server, Sessions, Verbs};
 use crate::model::Chain;
@@ -50,6 +51,17 @@ impl Services {
         });
     }
 
+    /// Answers health, metrics and whatever else `router` has.
+    pub(super) fn answer(&self, listener: TcpListener, router: axum::Router) {
+        let stop = self.rest.clone();
+        self.tasks.spawn(async move {
+            let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(error) = served.await {
+                tracing::error!(error = %Chain(&error), "health and metrics ended");
+            }
+        });
+    }
+
     /// No new connections; builds end, or are left to whoever comes next; then everything stops.
     pub(super) async fn drain(
         self,
@@ -76,5 +88,6 @@ impl Services {
         self.rest.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        server.stages().traces.flush(LAST_TRACES).await;
     }
 }

@@ -1,6 +1,7 @@
 //! Start, serve, drain, stop.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::people::People;
-use super::ports::{ListenError, listen};
+use super::ports::{ListenError, listen, listen_optional};
+use super::pprof;
+use super::probes::{self, Readiness};
 use super::queue::Queue;
 use super::services::Services;
+use super::telemetry::{self, TelemetryError};
 use super::upkeep::{LayersUpkeep, Upkeep};
 use super::{Server, Verbs};
 use crate::build::{BuildLimits, layers_directory};
@@ -77,6 +81,9 @@ pub enum UpError {
     /// The layer store.
     #[error("cannot open the layer store")]
     Layers(#[source] crate::layers::StoreError),
+    /// Traces.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// Signals.
     #[error("cannot listen for signals")]
     Signals(#[source] io::Error),
@@ -99,6 +106,10 @@ pub struct Ready {
     pub host_key: Fingerprint,
     /// Where everything is kept.
     pub data: PathBuf,
+    /// Where health and metrics are asked for.
+    pub health: Option<SocketAddr>,
+    /// Where profiles are taken.
+    pub pprof: Option<SocketAddr>,
     /// Whether there is anybody who may push.
     pub users: usize,
     /// Apps there are.
@@ -162,6 +173,8 @@ struct Listeners {
     ssh: TcpListener,
     registry: TcpListener,
     http: TcpListener,
+    health: Option<TcpListener>,
+    pprof: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -171,6 +184,8 @@ impl Listeners {
             ssh: listen(settings.ssh, "--ssh").await?,
             registry: listen(settings.registry, "--registry").await?,
             http: listen(settings.http, "--http").await?,
+            health: listen_optional(&mut settings.health, "--health").await?,
+            pprof: listen_optional(&mut settings.pprof, "--pprof").await?,
         };
         let chosen = [
             (&listeners.ssh, &mut settings.ssh, "--ssh"),
@@ -229,10 +244,20 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     services.registry(registry.clone(), listeners.registry);
     serve_rest(&services, &server, (listeners.http, table), (registry, ids));
     services.receive(&server, listeners.ssh, &host_key, Arc::clone(&start.verbs));
+    let readiness = Readiness::default();
+    readiness.set(true);
+    if let Some(listener) = listeners.health {
+        services.answer(listener, probes::router(readiness.clone(), stages.metrics.clone()));
+    }
+    if let Some(listener) = listeners.pprof {
+        services.answer(listener, pprof::router(stages.stopping.clone()));
+    }
     let ready = Ready {
         addresses,
         host_key: host_key.fingerprint(),
         data,
+        health: settings.health,
+        pprof: settings.pprof,
         users: server.people.users().await?.len(),
         apps: store::list::<App>(server.store(), "").await?.len(),
         builds,
@@ -240,6 +265,7 @@ pub async fn up(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<(),
     write_operator(&start, &settings, &host_key)?;
     tell(Notice::Ready(Box::new(ready)));
     signals.next().await;
+    readiness.set(false);
     tokio::select! {
         () = services.drain(&server, settings.drain, &tell) => {}
         () = signals.next() => {}
@@ -330,11 +356,14 @@ fn stages(
         table.clone(),
         images(layers.clone(), ids.clone(), client.clone(), host.clone()),
     );
+    let driver =
+        LocalDriver::new(start.executable.clone(), data.clone()).trusting(settings.ca_bundle.clone());
+    let traces = telemetry::traces(settings.otlp_endpoint.as_ref(), &telemetry::machine())?;
     Ok(Stages {
         store,
-        driver: Arc::new(
-            LocalDriver::new(start.executable.clone(), data.clone()).trusting(settings.ca_bundle.clone()),
-        ),
+        metrics: Metrics::with(driver.gauges(), traces.counts()),
+        traces,
+        driver: Arc::new(driver),
         runtime: Arc::new(runtime),
         publisher: Publisher::new(client.clone(), place.clone()),
         client,
@@ -348,7 +377,6 @@ fn stages(
             memory_bytes: settings.build_memory_bytes,
             cpus: settings.build_cpus,
         },
-        metrics: Metrics::default(),
         leases: None,
         stopping: CancellationToken::new(),
     })

@@ -13,7 +13,7 @@ const RANKS: [&[&str]; 10] = [
     &["model"],
     &["config"],
     &["dockerfile", "buildpack"],
-    &["git", "sandbox", "layers", "registry", "router", "kubernetes", "bases"],
+    &["git", "sandbox", "layers", "registry", "router", "kubernetes", "bases", "traces", "profile"],
     &["receive", "detect", "plan", "build", "publish", "release", "rollout"],
     &["driver", "runtime", "store"],
     &["push"],

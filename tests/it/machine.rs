@@ -24,6 +24,7 @@ pub(crate) struct Machine {
     directory: TempDir,
     server: Mutex<Option<Server>>,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 struct Server {
@@ -87,6 +88,15 @@ impl Machine {
         machine
     }
 
+    /// Starts hephy with more flags and variables.
+    pub(crate) fn with_environment(flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let mut machine = Self::prepared(flags);
+        machine.environment = environment.collect();
+        machine.up();
+        machine
+    }
+
     /// A machine on which hephy is yet to be started.
     pub(crate) fn prepared(flags: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-it-").tempdir().unwrap();
@@ -96,7 +106,7 @@ impl Machine {
         fs::create_dir_all(&ssh).unwrap();
         make_key(&ssh.join("id_ed25519"), "admin@test");
         let flags = flags.iter().map(ToString::to_string).collect();
-        Self { directory, server: Mutex::new(None), flags }
+        Self { directory, server: Mutex::new(None), flags, environment: Vec::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -127,6 +137,7 @@ impl Machine {
         let mut child = command
             .env("HEPHY_DATA", self.data())
             .env("HOME", self.path().join("home"))
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -6,6 +6,7 @@ mod bases;
 mod build;
 mod chart;
 mod cluster;
+mod collector;
 mod crds;
 mod dependencies;
 mod documents;

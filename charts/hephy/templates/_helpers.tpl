@@ -187,6 +187,9 @@ true
 {{- if ne (len (uniq $namespaces)) 3 -}}
 {{- fail (printf "hephy, its builds and its apps have a namespace each; these are %s: set namespaces.builds and namespaces.apps" (join ", " $namespaces)) -}}
 {{- end -}}
+{{- if and .Values.tracing.headersSecret (not .Values.tracing.otlpEndpoint) -}}
+{{- fail "tracing.headersSecret is sent to a collector: set tracing.otlpEndpoint" -}}
+{{- end -}}
 {{- if and (include "hephy.embedded" .) (gt (int .Values.replicas) 1) -}}
 {{- fail "replicas > 1 needs a registry that all of them reach: set registry.url" -}}
 {{- end -}}

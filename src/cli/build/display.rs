@@ -196,7 +196,7 @@ mod tests {
 
     fn step(number: u32, text: &str, state: StepState) -> BuildEvent {
         let at = Location { file: "Dockerfile".to_owned(), line: 1 };
-        BuildEvent::Step { number, of: 2, stage: None, text: text.to_owned(), at, state }
+        BuildEvent::Step { number, of: 2, stage: None, text: text.to_owned(), at, state, time: None }
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub use config::{CaBundle, JobConfig, MAX_INLINE_BUNDLE_BYTES, RegistryNames};
 pub use job::{GRACE_SECONDS, TICKET_RENEWAL, TICKET_SUM, TICKET_USED, Ticket};
 
 use crate::build::{
-    BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, SourceOptions, StepFailure,
-    find_report, push_source,
+    BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, QueueGauges, SourceOptions,
+    StepFailure, find_report, push_source,
 };
 use crate::kubernetes::{Cluster, Label, managed_by, patiently};
 use crate::model::PlatformImage;
@@ -53,6 +53,7 @@ pub struct KubernetesDriver {
     client: Client,
     config: Arc<JobConfig>,
     queue: Queue,
+    gauges: QueueGauges,
     /// Sources that are being pushed: the platforms of a build share one.
     sources: Arc<Mutex<HashMap<SourceKey, Weak<OnceCell<PushedSource>>>>>,
     /// What is to be forgotten.
@@ -71,9 +72,16 @@ impl KubernetesDriver {
             client,
             config: Arc::new(config),
             queue,
+            gauges: QueueGauges::default(),
             sources: Arc::default(),
             left: Arc::default(),
         }
+    }
+
+    /// How many builds it has under way, and how many wait.
+    #[must_use]
+    pub const fn gauges(&self) -> &QueueGauges {
+        &self.gauges
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -167,15 +175,18 @@ impl KubernetesDriver {
             }
             None => {
                 let turn = self.queue.enter(&architecture, &job.owner);
+                let waiting = self.gauges.waits(&job.machine);
                 let free = async {
                     self.wait(&turn, &architecture, events).await;
                     self.wait_for_others(&architecture, events).await
                 };
                 cancel.run_until_cancelled(free).await.ok_or(BuildFailure::Cancelled)??;
+                drop(waiting);
                 self.create(job, number).await?;
                 (turn, None)
             }
         };
+        let _running = self.gauges.runs(&job.machine);
         let ended = attempt.follow(created, cancel).await;
         drop(turn);
         ended

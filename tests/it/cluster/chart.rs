@@ -77,12 +77,22 @@ const SETS: &[(&str, &[&str])] = &[
         &["build.caBundleConfigMap.name=company", "registry.embedded.pullHost=a.b:80"],
     ),
     ("no policy", &["networkPolicy.enabled=false", "crds.install=false", "logFormat=text"]),
+    (
+        "traces and profiles",
+        &[
+            "tracing.otlpEndpoint=https://collector.example:4318",
+            "tracing.headersSecret=collector",
+            "server.profiling=true",
+        ],
+    ),
     ("no class of storage", &["registry.embedded.storage.existingClaim=mine", "build.isolation=in-place"]),
 ];
 
 /// Values that cannot be, and what is said of them.
 const REFUSED: &[(&[&str], &str)] = &[
     (&["replicas=2"], "set registry.url"),
+    (&["tracing.headersSecret=collector"], "set tracing.otlpEndpoint"),
+    (&["tracing.otlpEndpoint=https://user:password@collector.example"], "otlpEndpoint"),
     (&["namespaces.builds=same", "namespaces.apps=same"], "set namespaces.builds and namespaces.apps"),
     (&["namespaces.apps="], "namespaces"),
     (&["ingress.enabled=true"], "set domain"),

@@ -7,4 +7,5 @@ mod keys;
 mod platforms;
 mod refs;
 mod rollout;
+mod telemetry;
 mod verbs;
