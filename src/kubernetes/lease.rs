@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kube::Client;
 use kube::core::Request;
-use kube::core::params::{DeleteParams, GetParams, PostParams, Preconditions};
+use kube::core::params::{DeleteParams, GetParams, ListParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +127,34 @@ impl Leases {
             Err(refusal) => return Err(self.error("take", "update", name, refusal)),
         };
         Ok(Some(self.renewed(name, holder, (version, begun))))
+    }
+
+    /// The same, of one that there is: what is not there is not made.
+    pub async fn hold_left(&self, name: &str) -> Result<Option<Held>, LeaseError> {
+        if self.read(name).await?.is_none() { Ok(None) } else { self.hold(name).await }
+    }
+
+    /// The names of the leases here that begin with `prefix`, whoever has them.
+    pub async fn names(&self, prefix: &str) -> Result<Vec<String>, LeaseError> {
+        const PAGE: u32 = 500;
+        let ours: Vec<String> = managed_by(&[]).iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut params = ListParams::default().labels(&ours.join(",")).limit(PAGE);
+        let mut names = Vec::new();
+        loop {
+            let request = self.request().list(&params);
+            let page = self.shared.caller.call("leases", request).await;
+            let page = page.map_err(|refusal| self.error("list", "list", prefix, refusal))?;
+            let items = page.pointer("/items").and_then(Value::as_array).into_iter().flatten();
+            names.extend(
+                items
+                    .filter_map(|lease| text(lease, "/metadata/name"))
+                    .filter(|name| name.starts_with(prefix)),
+            );
+            match text(&page, "/metadata/continue").filter(|next| !next.is_empty()) {
+                Some(next) => params = params.continue_token(&next),
+                None => return Ok(names),
+            }
+        }
     }
 
     fn renewed(&self, name: &str, holder: String, (version, begun): (String, Instant)) -> Held {

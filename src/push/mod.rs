@@ -32,6 +32,7 @@ pub mod change;
 pub mod claim;
 mod failure;
 mod hold;
+pub mod keeping;
 pub mod log;
 mod metrics;
 mod planning;

@@ -75,7 +75,8 @@ impl Pushes {
                 Ok(true)
             }
             Ok(Left::Change(claim)) => {
-                tokio::spawn(put_right(Arc::clone(stages), name.clone(), claim, hold));
+                let (stages, name) = (Arc::clone(stages), name.clone());
+                tokio::spawn(async move { put_right(stages, name, claim, hold).await });
                 Ok(false)
             }
             Ok(Left::Nothing) => {
@@ -146,18 +147,22 @@ async fn left(stages: &Stages, name: &AppName) -> Result<Left, StoreError> {
     }
 }
 
-/// Makes what serves what the records say that serves, after a change that nobody goes on with, and frees the app.
-async fn put_right(stages: Arc<Stages>, name: AppName, claim: Claim, hold: Hold) {
+/// Makes what serves what the records say that serves, after a change that nobody goes on with, and frees the app. Whether it
+/// could be done here.
+pub(super) async fn put_right(stages: Arc<Stages>, name: AppName, claim: Claim, hold: Hold) -> bool {
     let work = async {
+        let mut is_right = true;
         conclude_pending(&stages, &name).await?;
         let app = store::require::<App>(&*stages.store, &ObjectName::of(&name)).await?.object;
         if let Some(version) = rolling::current_version(&*stages.store, &app).await? {
             let (events, _) = tokio::sync::mpsc::unbounded_channel();
             if let Err(error) = stages.runtime.scale(&version, &events).await {
-                tracing::error!(app = %name, error = %Chain(&error), "an app cannot be put right after a change that was left");
+                is_right = false;
+                tracing::error!(app = %name, error = %Chain(&error), "an app cannot be made what its records say");
             }
         }
-        claim::free(&*stages.store, &name, claim).await
+        claim::free(&*stages.store, &name, claim).await?;
+        Ok::<_, StoreError>(is_right)
     };
     let lost = async {
         hold.lost().await;
@@ -165,12 +170,14 @@ async fn put_right(stages: Arc<Stages>, name: AppName, claim: Claim, hold: Hold)
     };
     let done = tokio::select! {
         done = work => done,
-        () = lost => return,
+        () = lost => return true,
     };
-    if let Err(error) = done {
+    let is_right = done.unwrap_or_else(|error| {
         tracing::error!(app = %name, error = %Chain(&error), "a change that was left cannot be ended");
-    }
+        false
+    });
     hold.release().await;
+    is_right
 }
 
 /// How a build ended that nobody holds: it was committed, or it was given up.

@@ -26,7 +26,7 @@ use super::queue::Queue;
 use super::secrets::{SecretError, Secrets};
 use super::services::Services;
 use super::telemetry::{self, TelemetryError};
-use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, adopt_apps, make_directory, trusting};
+use super::up::{FirstAdmin, Notice, Ready, Signals, UpError, make_directory, trusting};
 use super::upkeep::Upkeep;
 use super::{Server, Verbs, tickets};
 use crate::build::BuildLimits;
@@ -38,6 +38,7 @@ use crate::model::store::{self, StoreError};
 use crate::model::{App, Chain, Secret};
 use crate::oci::{Host, NameError, RepositoryName};
 use crate::publish::{Access, Place, Publisher};
+use crate::push::keeping::Keeper;
 use crate::push::log::Logs;
 use crate::push::{Archive, Metrics, Pushes, Sources, Stages};
 use crate::receive::HostKey;
@@ -61,6 +62,9 @@ const TICKET_SLACK: Duration = Duration::from_secs(600);
 
 /// How often is looked for builds that nobody drives any more.
 const ADOPT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often is looked whether the apps are what their records say.
+const KEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often kubelets get a new token for a registry of our own.
 const PULL_TOKEN_INTERVAL: Duration = Duration::from_secs(24 * 3600);
@@ -202,13 +206,11 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     keep_pull_secret(&cluster, &namespace, given, &stages.place, cloud).await?;
     let check = pull_check(&start, &cluster, &stages)?;
     services.tasks.spawn(check.run(tell_pulls, services.rest.clone()));
-    if let Err(error) = adopt_apps(&stages).await {
-        // They run as they did; a server that does not start would help none of them.
-        tracing::error!(error = %Chain(&error), "the apps cannot be taken over");
-    }
     let builds = server.pushes.recover().await?;
     services.receive(&server, listeners.ssh, &host_key, Arc::clone(&start.verbs));
     tokio::spawn(adopt_builds(server.clone()));
+    let keeper = Keeper::new(server.pushes.clone(), People::operator(), KEEP_INTERVAL);
+    services.tasks.spawn(keeper.run(stages.stopping.clone()));
     readiness.set(true);
     tell(Notice::Ready(Box::new(Ready {
         addresses,

@@ -392,7 +392,7 @@ pub(super) fn trusting(ca_bundle: Option<&Path>) -> Result<Reach, UpError> {
 }
 
 /// Takes the running apps over, and starts in the background what should run and does not.
-pub(super) async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
+async fn adopt_apps(stages: &Arc<Stages>) -> Result<(), UpError> {
     let mut versions = Vec::new();
     for app in store::list::<App>(&*stages.store, "").await? {
         versions.extend(crate::push::current_version(&*stages.store, &app).await?);

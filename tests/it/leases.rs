@@ -103,3 +103,17 @@ async fn who_may_not_is_told_which_verb() {
     let refused = leases(&server, "one").hold("a").await.unwrap_err().to_string();
     assert!(refused.contains("may not get leases.coordination.k8s.io in namespace `hephy`"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_listed_by_what_they_begin_with_and_one_that_is_not_there_is_not_made() {
+    let server = ApiServer::start().await;
+    let one = leases(&server, "one");
+    let held = [one.hold("app-a").await, one.hold("app-b").await, one.hold("upkeep").await];
+    assert_eq!(one.names("app-").await.unwrap(), ["app-a", "app-b"]);
+    assert!(one.hold_left("app-c").await.unwrap().is_none());
+    assert_eq!(one.names("").await.unwrap(), ["app-a", "app-b", "upkeep"]);
+    drop(held);
+    server.forbid("leases", Method::GET);
+    let error = one.names("app-").await.unwrap_err().to_string();
+    assert!(error.contains("may not list leases") && error.contains("`hephy`"), "{error}");
+}

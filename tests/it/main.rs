@@ -13,6 +13,7 @@ mod documents;
 mod driver_conformance;
 mod git;
 mod in_part;
+mod keeping;
 mod layers;
 mod leases;
 mod publish;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hephy::build::{BuildEvent, BuildFailure, BuildRequest, Driver as _};
 use hephy::driver::kubernetes::{JobConfig, KubernetesDriver};
 use hephy::kubernetes::Cluster;
-use hephy::oci::{Host, Reference};
+use hephy::oci::{Host, Reference, Target};
 use hephy::registry::client::{Client, ClientConfig, Reach};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -27,6 +27,7 @@ fn registry() -> String {
 struct Jobs {
     place: Place,
     driver: KubernetesDriver,
+    client: Client,
     cluster: Cluster,
     namespace: String,
 }
@@ -46,8 +47,8 @@ impl Jobs {
         let image = Setting::read().image;
         let limited = rights::limited(&cluster, &namespace, &["hephy-builds"], &[]).await;
         rights::everywhere(&cluster, &namespace, "hephy-builds").await;
-        let driver = KubernetesDriver::new(limited, client, JobConfig::new(&namespace, image));
-        Self { place: Place::new(), driver, cluster, namespace }
+        let driver = KubernetesDriver::new(limited, client.clone(), JobConfig::new(&namespace, image));
+        Self { place: Place::new(), driver, client, cluster, namespace }
     }
 }
 
@@ -160,6 +161,15 @@ async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
         Api::namespaced(bench.cluster.client(), &bench.namespace);
     // The Job of an attempt that was lost is deleted, at the latest when it was kept for long enough.
     jobs.delete(&first_name, &DeleteParams::background()).await.unwrap();
+    // Nor is there a result of it, as after the loss of a node: nothing tells of a first attempt.
+    let repository = &request.destinations[0].repository;
+    for tag in bench.client.tags(repository).await.unwrap() {
+        if tag.to_string().starts_with(&format!("{first_name}.")) {
+            let found = bench.client.find_manifest(repository, &Target::Tag(tag)).await.unwrap();
+            let left = Target::Digest(found.unwrap().digest());
+            bench.client.delete_manifest(repository, &left).await.unwrap();
+        }
+    }
     // The server dies, and another has the build.
     building.abort();
     drop(building.await);

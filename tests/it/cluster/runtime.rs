@@ -6,9 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hephy::kubernetes::Cluster;
-use hephy::model::{BuildNumber, PublishedIndex, Release, ReleaseNumber, ReleaseState, Secret as Hidden};
+use hephy::kubernetes::{Cluster, Leases};
+use hephy::model::store;
+use hephy::model::{
+    App, BuildNumber, Config, ObjectName, PublishedIndex, Release, ReleaseNumber, ReleaseState,
+    Secret as Hidden,
+};
 use hephy::oci::{Digest, Host, ImageConfig};
+use hephy::push::keeping::Keeper;
 use hephy::registry::client::{Client as RegistryClient, ClientConfig, Credentials, Reach};
 use hephy::rollout::{InstanceState, Obstacle, Runtime, RuntimeError, RuntimeEvent, Version, rollout};
 use hephy::router::{RouteTable, RouterConfig, serve};
@@ -16,6 +21,7 @@ use hephy::runtime::kubernetes::pull_secret::PullSecret;
 use hephy::runtime::kubernetes::{
     Exposure, ImageConfigs, KubernetesConfig, KubernetesRuntime, Policy, Resources, image_configs, routes,
 };
+use hephy::store::KubernetesStore;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode};
 use hyper_util::client::legacy::Client;
@@ -375,6 +381,41 @@ async fn a_changed_way_from_outside_reaches_the_apps_that_run() {
     assert_eq!(made.spec.unwrap().rules.unwrap()[0].host.as_deref(), Some("hello.apps.test"));
     assert_eq!(place.server(Exposure::Services).await.adopt(&current).await.unwrap(), []);
     assert!(ingresses.get_opt("hello--web").await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a cluster: scripts/test-cluster"]
+async fn what_somebody_deletes_or_scales_is_put_back() {
+    let place = Namespaced::new().await;
+    let version = place.version(1, &[("web", SERVE, 1)]);
+    place.deploy(&version, None).await;
+    let client = place.cluster.client();
+    super::store::define(&client).await;
+    let records = Arc::new(KubernetesStore::new(&client, &place.namespace));
+    let (release, app) = (&version.release, version.release.app.clone());
+    let mut record = App::new(app.clone(), "ada".parse().unwrap(), release.created_at);
+    (record.current, record.last_release) = (Some(release.number), 1);
+    store::create(&*records, record).await.unwrap();
+    let variables = BTreeMap::new();
+    let config = Config { format: 1, app: app.clone(), release: Some(release.number), variables };
+    store::create(&*records, config).await.unwrap();
+    store::create(&*records, release.clone()).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let leases = Leases::new(client, &place.namespace, "hephy-0");
+    let runtime = place.runtime();
+    let pushes = crate::keeping::pushes(directory.path(), records.clone(), runtime, leases.clone());
+    let mut keeper = Keeper::new(pushes, "operator".parse().unwrap(), Duration::from_secs(60));
+    let deployments: Api<k8s_openapi::api::apps::v1::Deployment> = place.api();
+    deployments.delete("hello--web", &DeleteParams::background()).await.unwrap();
+    keeper.once().await.unwrap();
+    assert_eq!(place.up().await, ["v1 web.1"]);
+    let scaled = Patch::Merge(json!({"spec": {"replicas": 3}}));
+    deployments.patch("hello--web", &PatchParams::default(), &scaled).await.unwrap();
+    keeper.once().await.unwrap();
+    let there = deployments.get("hello--web").await.unwrap();
+    assert_eq!(there.spec.replicas, Some(1));
+    let app = store::require::<App>(&*records, &ObjectName::of(&app)).await.unwrap().object;
+    assert_eq!((app.holder, leases.names("app-").await.unwrap()), (None, Vec::new()));
 }
 
 fn why(error: RuntimeError) -> String {

@@ -26,14 +26,7 @@ struct Place {
 impl Place {
     async fn new() -> Self {
         let client = Cluster::connect(None, None).await.unwrap().client();
-        let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-        for document in serde_saphyr::from_multiple::<Value>(DEFINITIONS).unwrap() {
-            let name = document["metadata"]["name"].as_str().unwrap();
-            let parameters = PatchParams::apply("hephy-tests").force();
-            definitions.patch(name, &parameters, &Patch::Apply(&document)).await.unwrap();
-            let established = kube::runtime::conditions::is_crd_established();
-            kube::runtime::wait::await_condition(definitions.clone(), name, established).await.unwrap();
-        }
+        define(&client).await;
         let namespace = format!("i5-store-{:08x}", rand::random::<u32>());
         let object = serde_json::from_value(json!({ "metadata": { "name": namespace } })).unwrap();
         Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
@@ -47,6 +40,18 @@ impl Place {
     async fn remove(self) {
         let namespaces = Api::<Namespace>::all(self.client);
         namespaces.delete(&self.namespace, &DeleteParams::background()).await.unwrap();
+    }
+}
+
+/// Makes a cluster know our kinds.
+pub(super) async fn define(client: &Client) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for document in serde_saphyr::from_multiple::<Value>(DEFINITIONS).unwrap() {
+        let name = document["metadata"]["name"].as_str().unwrap();
+        let parameters = PatchParams::apply("hephy-tests").force();
+        definitions.patch(name, &parameters, &Patch::Apply(&document)).await.unwrap();
+        let established = kube::runtime::conditions::is_crd_established();
+        kube::runtime::wait::await_condition(definitions.clone(), name, established).await.unwrap();
     }
 }
 
