@@ -263,7 +263,18 @@ impl Finder {
 
     async fn config(&self, source: &BaseSource, manifest: &Manifest) -> Result<bytes::Bytes, EngineError> {
         let descriptor = &manifest.config;
-        let from = async |spot: &Spot| match spot {
+        let mut missed = Missed::default();
+        for spot in source.spots() {
+            match self.config_at(spot, descriptor).await {
+                Ok(config) => return Ok(config),
+                Err(error) => missed.note(source, spot, error)?,
+            }
+        }
+        Err(missed.of(&descriptor.digest))
+    }
+
+    async fn config_at(&self, spot: &Spot, descriptor: &Descriptor) -> Result<bytes::Bytes, EngineError> {
+        match spot {
             Spot::Registry(repository) => {
                 Ok(self.client.blob(repository, descriptor, MAX_CONFIG_BYTES).await?)
             }
@@ -271,8 +282,7 @@ impl Finder {
                 let bytes = layout::blob(directory, &descriptor.digest, MAX_CONFIG_BYTES);
                 Ok(bytes.map_err(EngineError::Wrong)?.into())
             }
-        };
-        Box::pin(first(source, &descriptor.digest, from)).await
+        }
     }
 }
 
@@ -292,17 +302,26 @@ impl Bases {
         {
             return Ok(self.store.commit_pulled_blob(writer, &descriptor.digest)?);
         }
-        // Whoever gives it, it is looked at whole before it is in the store.
-        let from = async |spot: &Spot| match spot {
+        let mut missed = Missed::default();
+        for spot in source.spots() {
+            match self.blob_at(spot, descriptor).await {
+                // Whoever gives it, it was looked at whole.
+                Ok(writer) => return Ok(self.store.commit_pulled_blob(writer, &descriptor.digest)?),
+                Err(error) => missed.note(source, spot, error)?,
+            }
+        }
+        Err(missed.of(&descriptor.digest))
+    }
+
+    async fn blob_at(&self, spot: &Spot, descriptor: &Descriptor) -> Result<BlobWriter, EngineError> {
+        match spot {
             Spot::Registry(repository) => {
                 let mut sink = Inline(self.store.blob_writer()?);
                 self.finder.client.pull_blob(repository, descriptor, &mut sink).await?;
                 Ok(sink.0)
             }
             Spot::Layout(directory) => self.copied(directory, descriptor),
-        };
-        let writer = Box::pin(first(source, &descriptor.digest, from)).await?;
-        Ok(self.store.commit_pulled_blob(writer, &descriptor.digest)?)
+        }
     }
 
     /// The blob of a layout, looked at whole.
@@ -335,25 +354,28 @@ impl Bases {
     }
 }
 
-/// What the first place gives that gives it.
-async fn first<T>(
-    source: &BaseSource,
-    digest: &Digest,
-    from: impl AsyncFn(&Spot) -> Result<T, EngineError>,
-) -> Result<T, EngineError> {
-    let (mut places, mut advice) = (Vec::new(), Vec::new());
-    for spot in source.spots() {
-        let error = match from(spot).await {
-            Ok(found) => return Ok(found),
-            // Another place does not help against a full disk, nor where there is none.
-            Err(error) if source.others.is_empty() || error.is_our_own() => return Err(error),
-            Err(error) => error,
-        };
-        tracing::debug!(place = %spot, %digest, error = sentence(&error), "a place does not give a blob of its image");
-        advice.extend(error.hint().filter(|hint| !advice.contains(hint)));
-        places.push((spot.to_string(), sentence(&error)));
+/// The places that did not give a blob.
+#[derive(Default)]
+struct Missed {
+    places: Vec<(String, String)>,
+    advice: Vec<String>,
+}
+
+impl Missed {
+    /// Notes why a place did not; an error is final if another place does not help: against a full disk, or where there is none.
+    fn note(&mut self, source: &BaseSource, spot: &Spot, error: EngineError) -> Result<(), EngineError> {
+        if source.others.is_empty() || error.is_our_own() {
+            return Err(error);
+        }
+        tracing::debug!(place = %spot, error = sentence(&error), "a place does not give a blob of its image");
+        self.advice.extend(error.hint().filter(|hint| !self.advice.contains(hint)));
+        self.places.push((spot.to_string(), sentence(&error)));
+        Ok(())
     }
-    Err(EngineError::BlobNotFound { digest: *digest, places, advice })
+
+    fn of(self, digest: &Digest) -> EngineError {
+        EngineError::BlobNotFound { digest: *digest, places: self.places, advice: self.advice }
+    }
 }
 
 /// An image of which every byte is here.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::{join_all, try_join_all};
 use tokio_util::sync::CancellationToken;
 
@@ -66,15 +67,8 @@ fn refused(error: &PlanError) -> Failure {
 /// built.
 async fn look(stages: &Stages, plan: &mut Plan, available: &[Platform]) -> Result<(), Ended> {
     let look = what_is_built(stages, &plan.recipe).await?;
-    let looks = plan.platforms.iter().map(async |platform| {
-        let machines = machines(platform, available);
-        let at = machines.iter().map(async |machine| {
-            let found = look.at(platform, machine).await;
-            found.map(|found| (machine.clone(), found))
-        });
-        let found = try_join_all(at).await.map_err(|failure| Failure::of_build(platform, failure))?;
-        Ok::<_, Ended>((platform.clone(), found))
-    });
+    let looks: Vec<_> =
+        plan.platforms.iter().map(|platform| look_for(&look, platform, available).boxed()).collect();
     let looked = tokio::time::timeout(LOOK_LIMIT, join_all(looks)).await;
     let looked = looked.map_err(|_| too_slow())?.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut missing = Vec::new();
@@ -93,6 +87,20 @@ async fn look(stages: &Stages, plan: &mut Plan, available: &[Platform]) -> Resul
         missing.extend(found.into_iter().flat_map(|(_, found)| without(found, &platform)));
     }
     if missing.is_empty() { Ok(()) } else { Err(lacking(&missing, plan).into()) }
+}
+
+/// What a build of `platform` would find on each machine that it may be made on.
+async fn look_for(
+    look: &Look,
+    platform: &Platform,
+    available: &[Platform],
+) -> Result<(Platform, Vec<(Platform, Preflight)>), Ended> {
+    let at = machines(platform, available).into_iter().map(|machine| async move {
+        let found = look.at(platform, &machine).await;
+        found.map(|found| (machine, found))
+    });
+    let found = try_join_all(at).await.map_err(|failure| Failure::of_build(platform, failure))?;
+    Ok((platform.clone(), found))
 }
 
 /// The Dockerfile of a recipe, and how its bases are found.

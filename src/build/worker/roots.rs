@@ -8,7 +8,7 @@ use crate::build::plain::Plain;
 use crate::build::protocol::{Made, Response};
 use crate::layers::{self, LaidFiles, Look, Owners, Staged};
 use crate::oci::Digest;
-use crate::sandbox::{Changes, Root, RootSpec};
+use crate::sandbox::{Changes, Isolation, Root, RootSpec};
 
 /// What a step changed, before it is a layer.
 pub(super) struct Changed {
