@@ -61,7 +61,10 @@ impl Registry {
         let host = address.to_string().parse().unwrap();
         match &self.kind {
             Kind::Ours(ours) => Place::own(host, ours.server.tokens().clone()),
-            Kind::Reference { .. } => Place { host, prefix: None, is_plain: true, access: Access::Open },
+            Kind::Reference { .. } => {
+                let reach = hephy::registry::client::Reach::default();
+                Place { host, prefix: None, is_plain: true, access: Access::Open, reach }
+            }
         }
     }
 }
