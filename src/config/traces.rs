@@ -131,14 +131,14 @@ impl TraceSettings {
             Some("otlp") | None => {}
             Some(other) => return Err(TraceSettingsError::Exporter(other.to_owned())),
         }
-        let Some(url) = url(given, exporter.is_some(), &variable)? else { return Ok(None) };
-        check_protocol(&variable)?;
+        let Some(url) = url(given, exporter.is_some(), variable)? else { return Ok(None) };
+        check_protocol(variable)?;
         Ok(Some(Self {
             url,
-            headers: headers(&variable)?,
-            timeout: timeout(&variable)?,
-            certificate: either(&variable, CERTIFICATE).map(|(_, path)| path.into()),
-            resource: resource(instance, &variable)?,
+            headers: headers(variable)?,
+            timeout: timeout(variable)?,
+            certificate: either(variable, CERTIFICATE).map(|(_, path)| path.into()),
+            resource: resource(instance, variable)?,
         }))
     }
 }

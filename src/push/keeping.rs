@@ -85,7 +85,7 @@ impl Keeper {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!(error = %Chain(&error), "it cannot be known who looks after the apps")
+                    tracing::error!(error = %Chain(&error), "it cannot be known who looks after the apps");
                 }
             }
             tokio::select! {

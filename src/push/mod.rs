@@ -141,7 +141,7 @@ pub async fn advance(
         match reached? {
             Reached::Value(reached) => {
                 write_down(stages, build, (&state, &reached)).await?;
-                state = reached;
+                state = *reached;
             }
             Reached::End(release) => return Ok(release),
         }
@@ -150,7 +150,7 @@ pub async fn advance(
 
 /// What a stage came to.
 enum Reached {
-    Value(BuildState),
+    Value(Box<BuildState>),
     End(ReleaseNumber),
 }
 
@@ -187,7 +187,7 @@ async fn next(
             return rolling::roll_out(stages, build, &release, log).await.map(Reached::End);
         }
     };
-    Ok(Reached::Value(value))
+    Ok(Reached::Value(Box::new(value)))
 }
 
 /// The name of the stage that takes a build on from `state`.

@@ -221,9 +221,9 @@ impl PlatformTrace {
         span.end = end;
         let is_cached = *state == StepState::Cached;
         if is_cached {
-            self.hits += 1
+            self.hits += 1;
         } else {
-            self.misses += 1
+            self.misses += 1;
         }
         set(&mut span, "hephy.step.cached", is_cached);
         let (result, status) = match state {

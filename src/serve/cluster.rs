@@ -191,9 +191,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     let http = http.merge(tickets(given, &cluster, &stages)?).merge(pulls::router(pulls));
     let services = Services::default();
     services.answer(listeners.http, http);
-    if let Some(listener) = listen_optional(&mut settings.pprof.clone(), "--pprof").await? {
-        services.answer(listener, pprof::router(stages.stopping.clone()));
-    }
+    profile(&services, &server).await?;
     let upkeep = Upkeep {
         registry: own_registry.as_ref().map(|(registry, _)| registry.clone()),
         stages: Arc::clone(&stages),
@@ -208,9 +206,7 @@ pub async fn serve(start: Start, tell: impl Fn(Notice) + Send + Sync) -> Result<
     services.tasks.spawn(check.run(tell_pulls, services.rest.clone()));
     let builds = server.pushes.recover().await?;
     services.receive(&server, listeners.ssh, &host_key, Arc::clone(&start.verbs));
-    tokio::spawn(adopt_builds(server.clone()));
-    let keeper = Keeper::new(server.pushes.clone(), People::operator(), KEEP_INTERVAL);
-    services.tasks.spawn(keeper.run(stages.stopping.clone()));
+    look_after(&services, &server);
     readiness.set(true);
     tell(Notice::Ready(Box::new(Ready {
         addresses,
@@ -505,6 +501,21 @@ fn runtime_config(start: &Start, settings: &Settings, pods: &Pods) -> Result<Kub
 /// Whether kubelets need credentials to pull.
 const fn has_pull_secret(settings: &ClusterSettings) -> bool {
     settings.registry.is_some() || settings.registry_secret.is_some() || settings.registry_identity
+}
+
+/// Takes profiles for whoever asks, where there is an address for it.
+async fn profile(services: &Services, server: &Server) -> Result<(), ListenError> {
+    if let Some(listener) = listen_optional(&mut server.settings.pprof.clone(), "--pprof").await? {
+        services.answer(listener, pprof::router(server.stages().stopping.clone()));
+    }
+    Ok(())
+}
+
+/// Takes up what other servers leave, and keeps the apps what their records say.
+fn look_after(services: &Services, server: &Server) {
+    tokio::spawn(adopt_builds(server.clone()));
+    let keeper = Keeper::new(server.pushes.clone(), People::operator(), KEEP_INTERVAL);
+    services.tasks.spawn(keeper.run(server.stages().stopping.clone()));
 }
 
 /// Goes on with the builds of servers that are gone.

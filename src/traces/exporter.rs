@@ -309,8 +309,11 @@ mod tests {
     #[derive(Clone, Default)]
     struct Collector {
         answers: Arc<Mutex<Vec<(u16, &'static str)>>>,
-        received: Arc<Mutex<Vec<(Option<HeaderValue>, Value)>>>,
+        received: Arc<Mutex<Vec<Received>>>,
     }
+
+    /// A header of ours, and the body.
+    type Received = (Option<HeaderValue>, Value);
 
     impl Collector {
         /// Answers these, the last one first, and then 200.
