@@ -294,7 +294,11 @@ impl Engine {
         (self.events)(BuildEvent::Started { platform, steps: self.total, isolation });
         let ran = self.run_stages(&plan, &triggers).await;
         let context = Arc::clone(&self.context);
-        blocking(move || Ok(context.keep_known())).await?;
+        blocking(move || {
+            context.keep_known();
+            Ok(())
+        })
+        .await?;
         ran?;
         self.at = None;
         let state = self.states.remove(&plan.target).ok_or(EngineError::Protocol)?;

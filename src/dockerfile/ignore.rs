@@ -150,7 +150,7 @@ impl Pattern {
         }
         let mut tokens = tokens(&text)?;
         let plain = tokens.iter().take_while(|token| matches!(token, Token::Is(_))).count();
-        let prefix = tokens.drain(..plain).filter_map(|token| token.plain()).collect();
+        let prefix = tokens.drain(..plain).filter_map(Token::plain).collect();
         Ok(Some(Self { brings_back, prefix, tokens }))
     }
 

@@ -306,6 +306,9 @@ mod tests {
         }
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), modified);
         assert_eq!((known.get(&stamp), known.get(&place.stamp("f"))), (Some([1; 32]), None));
+        known.keep().unwrap();
+        // What is learned of a file takes the place of what was known of it.
+        let known = place.known();
         known.learn(place.stamp("f"), [2; 32], later());
         known.keep().unwrap();
         let known = place.known();

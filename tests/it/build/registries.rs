@@ -205,7 +205,8 @@ async fn a_blob_that_a_mirror_has_lost_or_spoilt_comes_from_the_next_place() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let registry = Registry::start().await;
     mirror_as(&registry, "mirror/library/busybox").await;
-    let faults: [fn(Vec<u8>) -> (u16, Vec<u8>); 4] = [
+    type Fault = fn(Vec<u8>) -> (u16, Vec<u8>);
+    let faults: [Fault; 4] = [
         |_| (404, Vec::new()),
         |_| (500, Vec::new()),
         |whole| (200, whole[..whole.len() / 2].to_vec()),
