@@ -200,12 +200,14 @@ async fn mirror_without(layer: impl Fn(Vec<u8>) -> (u16, Vec<u8>) + Clone + Send
     .await
 }
 
+/// What a mirror makes of a blob that it is asked for: status and body.
+type Fault = fn(Vec<u8>) -> (u16, Vec<u8>);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_that_a_mirror_has_lost_or_spoilt_comes_from_the_next_place() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let registry = Registry::start().await;
     mirror_as(&registry, "mirror/library/busybox").await;
-    type Fault = fn(Vec<u8>) -> (u16, Vec<u8>);
     let faults: [Fault; 4] = [
         |_| (404, Vec::new()),
         |_| (500, Vec::new()),
