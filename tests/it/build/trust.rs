@@ -108,8 +108,8 @@ fn the_store_of_a_jdk_trusts_it_while_run_runs_and_is_the_images_own_after_it() 
          RUN grep -c ours-of-the-corporation {store}; touch /made\n"
     ));
     assert_eq!(built.lines(), ["1"]);
-    assert_eq!(built.layer_paths(1), ["made"]);
-    let layer = built.layer(0);
+    assert_eq!(built.layer_paths(0), ["made"]);
+    let layer = built.layer(1);
     let entry = layer.iter().find(|entry| entry.path.ends_with("security/cacerts")).unwrap();
     assert_eq!(entry.content, "store\n");
 }
