@@ -5,12 +5,21 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::build::base;
+
 /// Names the program that an ordinary user can execute.
 const OTHER_EXECUTABLE: &str = "HEPHY_TEST_EXECUTABLE";
+/// Names the busybox that an ordinary user can read.
+const OTHER_BUSYBOX: &str = "HEPHY_TEST_BUSYBOX";
 
 /// The program that is tested.
 pub(crate) fn executable() -> PathBuf {
     std::env::var_os(OTHER_EXECUTABLE).map_or_else(|| env!("CARGO_BIN_EXE_hephy").into(), PathBuf::from)
+}
+
+/// The busybox that an ordinary user can read.
+pub(crate) fn busybox() -> Option<PathBuf> {
+    std::env::var_os(OTHER_BUSYBOX).map(PathBuf::from)
 }
 
 /// Runs tests of this binary again as a user made for it. Only root can; the user's own run is the test itself.
@@ -38,10 +47,12 @@ pub(crate) fn run_tests(tests: &[&str]) {
     };
     let tests_binary = copy(&std::env::current_exe().unwrap(), "tests");
     let executable = copy(Path::new(env!("CARGO_BIN_EXE_hephy")), "hephy");
+    let busybox = copy(&base::busybox(), "busybox");
     let output = Command::new("setpriv")
         .args(["--reuid", USER, "--regid", USER, "--init-groups", "--reset-env", "--"])
         .arg("env")
         .arg(format!("{}={}", OTHER_EXECUTABLE, executable.display()))
+        .arg(format!("{}={}", OTHER_BUSYBOX, busybox.display()))
         .arg(tests_binary)
         .args(["--exact", "--test-threads=1"])
         .args(tests)

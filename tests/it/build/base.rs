@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 
 use tar::EntryType::{Directory, Regular, Symlink};
 
+use crate::ordinary_user;
+
 use hephy::oci::{Descriptor, Digest, ImageConfig, Index, Manifest, MediaType, Platform, RawManifest};
 
 /// The layout, with the image `busybox:1`.
@@ -84,9 +86,10 @@ pub(crate) fn rootfs() -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// A static busybox: the machine's, or Debian's package.
-fn busybox() -> PathBuf {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox");
+/// A static busybox, of Debian's package.
+pub(crate) fn busybox() -> PathBuf {
+    let kept =
+        ordinary_user::busybox().unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox"));
     if kept.exists() {
         return kept;
     }
