@@ -14,6 +14,9 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long no node may match where no autoscaler is told to make one.
 const MISMATCH_PATIENCE: Duration = Duration::from_secs(60);
 
+/// The exit status of what was ended by SIGKILL.
+const KILLED: i32 = 137;
+
 /// What is to be made of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -83,6 +86,10 @@ pub(super) fn judge(
         PodTrouble::Evicted { .. } | PodTrouble::Disrupted { .. } => Verdict::Again(trouble.to_string()),
         PodTrouble::Exited { exit_code, signal: None } if *exit_code == i32::from(NO_RECEIVER_STATUS) => {
             Verdict::Again("the build's pod reached no receiver, where its credentials are had".to_owned())
+        }
+        // No engine ends itself so: its node lost its power, or had no memory left for anybody.
+        PodTrouble::Exited { exit_code: KILLED, .. } => {
+            Verdict::Again(format!("the build's engine was killed from outside: {trouble}"))
         }
         PodTrouble::CrashLoop { .. } | PodTrouble::Exited { .. } => {
             Verdict::Failed(BuildFailure::Platform(StepFailure {
@@ -250,6 +257,13 @@ mod tests {
         let status = serde_json::json!({"phase": "Failed", "containerStatuses": [{"name": "build", "image": "i", "imageID": "",
             "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": NO_RECEIVER_STATUS}}}]});
         assert!(matches!(judged(&status, 400), Verdict::Again(_)));
+    }
+
+    #[test]
+    fn an_engine_that_was_killed_from_outside_is_tried_again() {
+        let status = serde_json::json!({"phase": "Failed", "containerStatuses": [{"name": "build", "image": "i", "imageID": "",
+            "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 137, "reason": "Error"}}}]});
+        assert!(matches!(judged(&status, 5), Verdict::Again(_)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod defaults;
 mod driver;
 mod image;
 mod installation;
+mod power;
 mod rights;
 mod router;
 mod runtime;

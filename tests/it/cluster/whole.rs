@@ -34,7 +34,6 @@ fn a_push_is_built_on_both_architectures_and_rolled_out() {
     an_uninstall_leaves_the_apps_and_an_install_adopts_them(&hephy, &app);
     a_build_whose_server_is_killed_is_finished_by_the_next(&hephy, &app);
     a_rollout_whose_server_is_killed_is_finished_by_the_next(&hephy, &app);
-    a_build_whose_node_loses_power_is_made_again(&hephy, &app);
     a_stranger_is_told_the_command_that_adds_the_key(&hephy);
     two_servers_share_the_work_and_are_replaced_under_a_push(&hephy, &app);
 }
@@ -76,9 +75,9 @@ fn two_servers_share_the_work_and_are_replaced_under_a_push(
     kubectl(&["rollout", "status", "deployment/hephy", "-n", "hephy", "--timeout=120s"]).succeeded();
 }
 
-const SERVER: &str = "app.kubernetes.io/component=server";
+pub(super) const SERVER: &str = "app.kubernetes.io/component=server";
 /// Lists the builds' pods that run.
-const RUNNING: [&str; 7] =
+pub(super) const RUNNING: [&str; 7] =
     ["get", "pods", "-n", "hephy-builds", "--field-selector=status.phase=Running", "-o", "name"];
 
 fn a_change_loses_no_request(hephy: &Installation, app: &super::installation::Repository<'_>) {
@@ -208,34 +207,6 @@ fn a_rollout_whose_server_is_killed_is_finished_by_the_next(
     app.commit(&[("Dockerfile", &good), ("www/index.html", "and on\n")]);
     app.push().succeeded();
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "and on\n".to_owned()));
-}
-
-/// Only where the tests know how a node is made to lose its power.
-fn a_build_whose_node_loses_power_is_made_again(
-    hephy: &Installation,
-    app: &super::installation::Repository<'_>,
-) {
-    let Some(cluster) = std::env::var_os("HEPHY_CLUSTER") else { return };
-    let cluster = |words: &[&str]| {
-        // What it starts goes on, and would keep a pipe open.
-        let status = Command::new(&cluster).args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(status.unwrap().success(), "{words:?}");
-    };
-    let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
-    let slow = good.replace("RUN uname -m > /machine", "RUN sleep 11; uname -m > /machine");
-    app.commit(&[("Dockerfile", &slow), ("www/index.html", "with power\n")]);
-    let mut push = app.command(&["push", "deis", "main"]);
-    let push = push.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    eventually("both pods build", || kubectl(&RUNNING).stdout.lines().count() == 2);
-    // The server is to be on the other one.
-    let place = ["get", "pods", "-n", "hephy", "-l", SERVER, "-o", "jsonpath={.items[*].spec.nodeName}"];
-    let lost = if kubectl(&place).succeeded().stdout == "n2" { "n1" } else { "n2" };
-    cluster(&["stop-node", lost]);
-    cluster(&["up"]);
-    Ran::of(push.wait_with_output().unwrap()).succeeded().says(&["attempt 2 of 3"]);
-    eventually("the app answers", || {
-        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "with power\n".to_owned()))
-    });
 }
 
 /// As if their machines had lost power.
