@@ -132,6 +132,9 @@ fn both_architectures_run(hephy: &Installation) {
         "-o",
         "jsonpath={.items[0].spec.nodeName}",
     ];
+    // Instances of the rollout before may be on their way out, on another one.
+    let names = ["get", "pods", "-n", "hephy-apps", "-l", "hephy.dev/app=hello", "-o", "name"];
+    eventually("one instance is left", || kubectl(&names).succeeded().stdout.lines().count() == 1);
     let node = kubectl(&node).succeeded().stdout;
     kubectl(&["cordon", &node]).succeeded();
     let scaled = hephy.verb("ps scale web=2 -a hello");
