@@ -102,6 +102,12 @@ impl Leases {
         Self { shared: Arc::new(Shared { caller, namespace, owner, duration, seen: Mutex::default() }) }
     }
 
+    /// How long a lease lasts without being renewed.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        self.shared.duration
+    }
+
     /// Takes the lease, if nobody has it or who had it no longer renews it; `None` where somebody has it.
     ///
     /// That somebody no longer renews is only known after it was looked at for as long as a lease lasts: ask again.

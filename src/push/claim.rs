@@ -6,8 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Hold, Stages};
-use crate::kubernetes::LeaseError;
-
+use crate::kubernetes::{LeaseError, Leases};
 use crate::model::store::{self, Store, StoreError};
 use crate::model::{
     App, AppName, Build, BuildNumber, BuildState, Claim, CommitId, FORMAT, Holder, ObjectName, PushOptions,
@@ -35,7 +34,7 @@ pub enum ClaimError {
 }
 
 /// How long another server may take from the right to work on an app to saying at what, or from freeing it to giving the
-/// right up.
+/// right up. A server that died between the two has the right for as long as its lease lasts.
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// What a build is to be made of.
@@ -120,9 +119,10 @@ pub async fn claim_change(
     }
 }
 
-/// Gets the right to work on an app. Whoever has it says soon at what, or lets go.
+/// Gets the right to work on an app. Whoever has it says soon at what, or lets go, or is dead.
 async fn right(stages: &Stages, app: &AppName) -> Result<Hold, ClaimError> {
     let begun = Instant::now();
+    let patience = HANDOVER + stages.leases.as_ref().map_or(Duration::ZERO, Leases::duration);
     loop {
         if let Some(hold) = stages.hold(app).await? {
             return Ok(hold);
@@ -131,7 +131,7 @@ async fn right(stages: &Stages, app: &AppName) -> Result<Hold, ClaimError> {
         if let Some(holder) = holder.and_then(|read| read.object.holder) {
             return Err(ClaimError::Busy(Box::new(holder)));
         }
-        if begun.elapsed() > HANDOVER {
+        if begun.elapsed() > patience {
             return Err(ClaimError::Elsewhere);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

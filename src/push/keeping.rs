@@ -71,8 +71,13 @@ impl Keeper {
     /// Goes on until `stop`, whenever it is this server's turn.
     pub async fn run(mut self, stop: CancellationToken) {
         let Some(leases) = self.pushes.stages().leases.clone() else { return };
-        // At the start whoever's turn it is: the server that had it may have died just now.
-        stop.run_until_cancelled(self.look()).await;
+        // At the start whoever's turn it is: the server that had it may have died just now. What is seen of its leases
+        // now is over the sooner.
+        let at_the_start = async {
+            self.look().await;
+            self.sweep().await;
+        };
+        stop.run_until_cancelled(at_the_start).await;
         loop {
             match leases.hold(LEASE).await {
                 Ok(Some(held)) => {
@@ -98,9 +103,7 @@ impl Keeper {
     async fn keep(&mut self) {
         loop {
             self.look().await;
-            if let Err(error) = self.sweep_leases().await {
-                tracing::error!(error = %Chain(&error), "the leases of dead servers cannot be swept");
-            }
+            self.sweep().await;
             tokio::time::sleep(self.interval).await;
         }
     }
@@ -108,6 +111,12 @@ impl Keeper {
     async fn look(&mut self) {
         if let Err(error) = self.once().await {
             tracing::error!(error = %Chain(&error), "the apps cannot be looked after");
+        }
+    }
+
+    async fn sweep(&self) {
+        if let Err(error) = self.sweep_leases().await {
+            tracing::error!(error = %Chain(&error), "the leases of dead servers cannot be swept");
         }
     }
 

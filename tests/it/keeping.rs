@@ -22,6 +22,7 @@ use hephy::model::{
 };
 use hephy::oci::{Digest, Platform};
 use hephy::publish::{Access, Place, Publisher};
+use hephy::push::claim;
 use hephy::push::keeping::{KeepError, Keeper};
 use hephy::push::log::Logs;
 use hephy::push::{Metrics, Pushes, Sources, Stages};
@@ -175,10 +176,14 @@ struct Server {
 
 impl Server {
     fn start(cluster: &ApiServer, name: &str) -> Self {
+        Self::lasting(cluster, name, LASTING)
+    }
+
+    fn lasting(cluster: &ApiServer, name: &str, lasting: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let objects = Arc::new(KubernetesStore::new(&cluster.client(), "hephy-apps"));
         let said = Arc::<Mutex<Said>>::default();
-        let leases = Leases::lasting(cluster.client(), "hephy", name, LASTING);
+        let leases = Leases::lasting(cluster.client(), "hephy", name, lasting);
         let runtime = Noting { said: Arc::clone(&said), store: objects.clone() };
         let pushes = pushes(directory.path(), objects, Arc::new(runtime), leases.clone());
         Self { pushes, said, leases, _directory: directory }
@@ -357,6 +362,20 @@ async fn the_leases_of_dead_servers_go_and_those_of_others_stay() {
     assert!(!alive.lost().is_cancelled());
     // And whoever comes has the app at once.
     server.leases.hold("app-done").await.unwrap().unwrap().release().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_after_a_server_that_died_waits_for_the_end_of_its_lease() {
+    // Longer than a server that lives may take to say what it does.
+    const LONG: Duration = Duration::from_secs(11);
+    let cluster = ApiServer::start().await;
+    let server = Server::lasting(&cluster, "one", LONG);
+    deployed(server.store(), "hello", None).await;
+    let dead = Leases::lasting(cluster.client(), "hephy", "dead", LONG);
+    drop(dead.hold("app-hello").await.unwrap().unwrap());
+    let (app, by) = ("hello".parse().unwrap(), "ada".parse().unwrap());
+    let (_, hold) = claim::claim_change(server.pushes.stages(), &app, &by).await.unwrap();
+    hold.release().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! A push's turn: it claims the app, waits for it, takes it over, or is told who has it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::super::busy::{self, Busy};
 use super::super::queue::Turn;
@@ -9,8 +10,12 @@ use super::decision::{Decision, say};
 use crate::git::{GitError, Reporter, Repository};
 use crate::model::store;
 use crate::model::{App, Build, Cancel, CancelReason, Claim, CommitId, Holder, ObjectName, PushEvent};
+use crate::push::Hold;
 use crate::push::claim::{self, BuildOrder, ClaimError};
 use crate::receive::{Gone, Output};
+
+/// After which a pusher is told that another server has the app.
+const TELL_AFTER: Duration = Duration::from_secs(3);
 
 impl Decision<'_> {
     /// Claims the app, waits for it, or takes over a build of the same commit that nobody follows.
@@ -29,7 +34,7 @@ impl Decision<'_> {
                 }
                 order = self.after_waiting(order).await?;
             }
-            let holder = match claim::claim_build(self.server.stages(), order.clone()).await {
+            let holder = match self.claimed(order.clone(), reporter).await {
                 Ok((build, hold)) => {
                     let heading = format!(
                         "{}: build {} of {} by {}",
@@ -80,6 +85,31 @@ impl Decision<'_> {
                 turn = Some(self.server.queue().wait(&self.name));
             }
             self.wait_for_turn(turn.as_ref(), reporter).await?;
+        }
+    }
+
+    /// Claims the app, and keeps the connection while another server has the right to it.
+    async fn claimed(
+        &self,
+        order: BuildOrder,
+        reporter: &mut Reporter<Output>,
+    ) -> Result<(Build, Hold), ClaimError> {
+        let claiming = claim::claim_build(self.server.stages(), order);
+        tokio::pin!(claiming);
+        let mut tick = tokio::time::interval(KEEPALIVE);
+        let patience = tokio::time::sleep(TELL_AFTER);
+        tokio::pin!(patience);
+        let mut is_told = false;
+        loop {
+            tokio::select! {
+                claimed = &mut claiming => return claimed,
+                () = &mut patience, if !is_told => {
+                    is_told = true;
+                    let why = "Waiting: another server has the app, or has died and loses it in half a minute";
+                    say(reporter, &PushEvent::Heading(why.to_owned())).await;
+                }
+                _ = tick.tick() => { drop(reporter.keepalive().await); }
+            }
         }
     }
 

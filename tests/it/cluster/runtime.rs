@@ -197,7 +197,8 @@ async fn runtime(cluster: &Cluster, namespace: &str, identity: &str, exposure: E
         exposure,
         policy: Policy {
             ready_timeout: Duration::from_secs(30),
-            minimum_ready: Duration::from_secs(1),
+            // A program that ends at once takes a second to do so where it is emulated.
+            minimum_ready: Duration::from_secs(2),
             pending: Duration::from_secs(45),
             refused: Duration::from_secs(5),
             drain: Duration::from_secs(2),

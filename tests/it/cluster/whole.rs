@@ -212,7 +212,7 @@ fn a_rollout_whose_server_is_killed_is_finished_by_the_next(
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "and on\n".to_owned()));
 }
 
-/// As if their machines had lost power.
+/// Kills them soon: one that is deleted by force has all the time of its pod to end its work.
 fn kill_servers() {
-    kubectl(&["delete", "pod", "-n", "hephy", "-l", SERVER, "--force", "--grace-period=0"]).succeeded();
+    kubectl(&["delete", "pod", "-n", "hephy", "-l", SERVER, "--grace-period=1"]).succeeded();
 }
