@@ -24,6 +24,8 @@ pub enum Label {
     Build,
     /// The architecture a Job builds for.
     Architecture,
+    /// The architecture of the node that a Job runs on: another where nothing of the image is executed.
+    Machine,
 }
 
 impl Label {
@@ -36,6 +38,7 @@ impl Label {
             Self::Release => "hephy.dev/release",
             Self::Build => "hephy.dev/build",
             Self::Architecture => "hephy.dev/architecture",
+            Self::Machine => "hephy.dev/machine",
         }
     }
 

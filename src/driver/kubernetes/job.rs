@@ -89,13 +89,19 @@ impl BuildJob {
         let arguments = arguments.collect::<Result<Vec<_>, _>>().map_err(|_| {
             BuildFailure::app("the path of the Dockerfile is not UTF-8, which a Job's arguments must be")
         })?;
-        let architecture = architecture(&request.platform);
+        let machine = request.machine.clone().unwrap_or_else(|| request.platform.clone());
+        let (architecture, native) = (architecture(&request.platform), architecture(&machine));
         let name = format!("{}--{architecture}", request.name);
         let (app, number) = request.name.rsplit_once("--").unwrap_or((&request.name, "0"));
-        let labels = [(Label::App, app), (Label::Build, number), (Label::Architecture, &architecture)];
+        let labels = [
+            (Label::App, app),
+            (Label::Build, number),
+            (Label::Architecture, &architecture),
+            (Label::Machine, &native),
+        ];
         Ok(Self {
             owner: repository.name.to_string(),
-            machine: request.machine.clone().unwrap_or_else(|| request.platform.clone()),
+            machine,
             repository: repository.clone(),
             labels: managed_by(&labels),
             time_seconds: request.limits.time.as_secs(),
@@ -425,6 +431,21 @@ mod tests {
         let volumes = serde_json::json!([{"name": "scratch", "emptyDir": {}}]);
         assert_eq!(pod["volumes"], volumes);
         assert_eq!(job.render(&config, 2).unwrap().metadata.name.as_deref(), Some("hello--17--arm64--2"));
+    }
+
+    #[test]
+    fn a_job_for_another_architecture_counts_where_it_runs() {
+        let source = PushedSource { digest: Digest::of("source"), dockerfile: None };
+        let request = BuildRequest { machine: Some("linux/amd64".parse().unwrap()), ..request() };
+        let rendered = BuildJob::new(&config(), &request, &source).unwrap().render(&config(), 1).unwrap();
+        let value = serde_json::to_value(rendered).unwrap();
+        let labels = &value["metadata"]["labels"];
+        assert_eq!(
+            (&labels["hephy.dev/architecture"], &labels["hephy.dev/machine"]),
+            (&"arm64".into(), &"amd64".into())
+        );
+        let pod = &value["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"]["kubernetes.io/arch"], "amd64");
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl KubernetesDriver {
         events: &mpsc::Sender<BuildEvent>,
     ) -> Result<(), BuildFailure> {
         let (jobs, limit) = (self.jobs(), self.queue.limit());
-        let ours: Vec<String> = managed_by(&[(Label::Architecture, architecture)])
+        let ours: Vec<String> = managed_by(&[(Label::Machine, architecture)])
             .iter()
             .map(|(key, value)| format!("{key}={value}"))
             .collect();
