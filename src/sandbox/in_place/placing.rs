@@ -1,4 +1,4 @@
-//! What mounts do, without mounts: things laid into a root for a step, and taken out after it.
+//! What mounts do, mostly without mounts: things laid into a root for a step, and taken out after it.
 //!
 //! What is in the way is moved aside and comes back; the directory around keeps its time. Paths are walked a component at
 //! a time and stay in the root, whatever links the image has.
@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 
 use crate::sandbox::SandboxError;
 use crate::sandbox::error::Doing;
@@ -52,6 +53,8 @@ enum What {
         /// Where the thing goes after the step.
         back: Option<PathBuf>,
     },
+    /// A mount over an empty file.
+    Mount,
 }
 
 /// What is laid into a root.
@@ -121,6 +124,23 @@ impl Placing {
         open_dir(&place.0, &place.1).doing(|| format!("open `{}` in the root", target.display()))
     }
 
+    /// Binds a file of the container to a name that nothing has.
+    pub(super) fn bind(&mut self, parent: BorrowedFd<'_>, name: &str, source: &Path) -> io::Result<()> {
+        let before = modified(parent)?;
+        let target = magic(parent).join(name);
+        fs::OpenOptions::new().write(true).create_new(true).open(&target)?;
+        // Remembered before it is there: the file goes also if the mount fails.
+        let copy = parent.try_clone_to_owned()?;
+        self.placed.push(Placed {
+            parent: copy,
+            name: name.into(),
+            what: What::Mount,
+            before,
+            after: before,
+        });
+        Ok(rustix::mount::mount_bind(source, &target)?)
+    }
+
     fn put_at(
         &mut self,
         (parent, name): &(OwnedFd, OsString),
@@ -165,6 +185,16 @@ impl Placing {
                 Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR) => now,
                 Err(error) => return Err(error.into()),
             },
+            What::Mount => {
+                let target = magic(parent.as_fd()).join(name);
+                match rustix::mount::unmount(&target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                    // None was made.
+                    Ok(()) | Err(Errno::INVAL | Errno::NOENT | Errno::PERM) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                remove(parent.as_fd(), name)?;
+                now
+            }
             What::Thing { hidden, back } => {
                 if let Some(back) = back {
                     give_back(parent.as_fd(), name, back)?;
@@ -387,6 +417,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::time::{Duration, SystemTime};
 
+    use rustix::mount::MountPropagationFlags;
+
     use super::*;
 
     fn place() -> (tempfile::TempDir, PathBuf, Placing) {
@@ -447,6 +479,25 @@ mod tests {
         fs::write(root.join("cache/lost"), "x").unwrap();
         placing.take_out().unwrap();
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_was_bound_is_there_until_it_is_taken_out() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        // Of this thread alone.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).unwrap();
+        let (_directory, root, mut placing) = place();
+        let dev = placing.put_directory(&root, Path::new("/dev"), 0o755).unwrap();
+        placing.bind(dev.as_fd(), "null", Path::new("/dev/null")).unwrap();
+        placing.bind(dev.as_fd(), "lost", Path::new("/dev/there-is-none")).unwrap_err();
+        let bound = fs::metadata(root.join("dev/null")).unwrap();
+        assert_eq!(bound.rdev(), rustix::fs::makedev(1, 3));
+        placing.take_out().unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::placing::{Placing, Thing, magic};
 use crate::sandbox::error::Doing;
@@ -86,8 +87,22 @@ fn place_dev(placing: &mut Placing, root: &Path) -> Result<(), SandboxError> {
     let dev = placing.put_directory(root, Path::new("/dev"), 0o755)?;
     for (name, major, minor) in DEVICES {
         let (mode, device) = (Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor));
-        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, device).doing(doing)?;
-        rustix::fs::chmodat(&dev, name, mode, AtFlags::empty()).doing(doing)?;
+        match rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, device) {
+            // The container has a user namespace of its own, where nobody makes devices: its own stand in.
+            Err(Errno::PERM) => {
+                let own = Path::new("/dev").join(name);
+                placing.bind(dev.as_fd(), name, &own).doing(|| {
+                    format!(
+                        "bind `{}` (in a container's own user namespace it takes `SYS_ADMIN`)",
+                        own.display()
+                    )
+                })?;
+            }
+            made => {
+                made.doing(doing)?;
+                rustix::fs::chmodat(&dev, name, mode, AtFlags::empty()).doing(doing)?;
+            }
+        }
     }
     // Where the container or its volume allows no devices, better here than in the middle of somebody's script.
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
