@@ -35,7 +35,7 @@ mod services;
 mod telemetry;
 pub mod tickets;
 pub mod up;
-mod upkeep;
+pub mod upkeep;
 
 pub(crate) use busy::describe as describe_busy;
 pub(crate) use git::deploy_branch;

@@ -30,25 +30,30 @@ const CACHE_AGE: Duration = Duration::from_secs(14 * 24 * 3600);
 const KEPT_BUILDS: u64 = 20;
 
 /// What is kept small.
-pub(super) struct Upkeep {
+#[derive(Debug)]
+pub struct Upkeep {
     /// A registry of our own.
-    pub(super) registry: Option<Server>,
-    pub(super) stages: Arc<Stages>,
+    pub registry: Option<Server>,
+    /// Whose repositories.
+    pub stages: Arc<Stages>,
     /// The layer store of builds on this machine.
-    pub(super) layers: Option<LayersUpkeep>,
+    pub layers: Option<LayersUpkeep>,
 }
 
 /// How a layer store is kept small.
-pub(super) struct LayersUpkeep {
-    pub(super) directory: PathBuf,
-    pub(super) ids: IdMap,
+#[derive(Debug)]
+pub struct LayersUpkeep {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Whose its files are.
+    pub ids: IdMap,
     /// What it may have.
-    pub(super) max_bytes: u64,
+    pub max_bytes: u64,
 }
 
 impl Upkeep {
     /// Goes on until `stop`.
-    pub(super) async fn run(self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -87,7 +92,8 @@ impl Upkeep {
         }
     }
 
-    async fn tidy_repositories(&self) -> Result<(), StoreError> {
+    /// Repacks the repositories here that became crowded, and makes few packs of those in the registry.
+    pub async fn tidy_repositories(&self) -> Result<(), StoreError> {
         let store = &*self.stages.store;
         self.stages.sources.let_go_of_old();
         // The apps first: a build that comes meanwhile keeps its own commit for a day.

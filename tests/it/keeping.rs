@@ -54,7 +54,7 @@ struct Said {
 
 struct Noting {
     said: Arc<Mutex<Said>>,
-    store: Arc<KubernetesStore>,
+    store: Arc<dyn Store>,
 }
 
 #[async_trait]
@@ -140,13 +140,29 @@ pub(crate) fn pushes(
     runtime: Arc<dyn Runtime>,
     leases: Leases,
 ) -> Pushes {
+    let sources = Sources::local(directory.join("repositories"));
+    Pushes::new(Arc::new(stages(directory, store, runtime, (leases, sources))), 10)
+}
+
+/// The stages of a server that neither builds nor runs anything.
+pub(crate) fn idle(directory: &Path, store: Arc<dyn Store>, leases: Leases, sources: Sources) -> Stages {
+    let runtime = Noting { said: Arc::default(), store: Arc::clone(&store) };
+    stages(directory, store, Arc::new(runtime), (leases, sources))
+}
+
+fn stages(
+    directory: &Path,
+    store: Arc<dyn Store>,
+    runtime: Arc<dyn Runtime>,
+    (leases, sources): (Leases, Sources),
+) -> Stages {
     drop(rustls::crypto::ring::default_provider().install_default());
     let settings = GivenSettings::default();
     let settings = settings.resolve(GivenSettings::default(), Some(directory.to_owned())).unwrap();
     let host = "registry.test".parse().unwrap();
     let place = Place { host, prefix: None, is_plain: true, access: Access::Open, reach: Reach::default() };
     let client = place.client(SOON).unwrap();
-    let stages = Stages {
+    Stages {
         store,
         driver: Arc::new(NoDriver),
         runtime,
@@ -154,7 +170,7 @@ pub(crate) fn pushes(
         place,
         client,
         recent_bases: Arc::default(),
-        sources: Sources::local(directory.join("repositories")),
+        sources,
         logs: Logs::new(directory.join("builds")),
         addresses: Addresses::of(&settings),
         limits: BuildLimits::default(),
@@ -162,8 +178,7 @@ pub(crate) fn pushes(
         traces: Exporter::off(),
         leases: Some(leases),
         stopping: CancellationToken::new(),
-    };
-    Pushes::new(Arc::new(stages), 10)
+    }
 }
 
 /// A server of a cluster whose API server is `cluster`.

@@ -4,17 +4,21 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use hephy::git::{Pack, Repository};
+use hephy::git::{CROWDED_PACKS, Pack, Repository};
+use hephy::kubernetes::Leases;
 use hephy::model::{
-    App, AppName, Build, CommitId, ObjectName, Outcome, PushEvent, ReleaseNumber, Store, store,
+    App, AppName, Build, CommitId, ObjectName, Outcome, PushEvent, RefName, ReleaseNumber, Store, store,
 };
 use hephy::push::log::Logs;
-use hephy::push::{Archive, Sources};
+use hephy::push::{Archive, Extent, Sources};
+use hephy::serve::upkeep::Upkeep;
 use hephy::store::DirectoryStore;
 use tempfile::TempDir;
 
 use crate::crds;
+use crate::keeping::idle;
 use crate::registry::Registry;
+use crate::store_conformance::api_server::ApiServer;
 
 fn git(directory: &Path, words: &[&str]) -> String {
     let mut command = Command::new("git");
@@ -189,6 +193,61 @@ async fn many_packs_become_one_and_a_new_server_fetches_that() {
         assert!(fixture.has(&new, commit).await);
     }
     let repository = new.open(&*fixture.store, &fixture.app).await.unwrap();
+    assert_eq!(repository.pack_names().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_servers_that_have_many_packs_in_part_one_makes_few_of_them() {
+    let fixture = Fixture::new().await;
+    let first = fixture.server("first");
+    let name = ObjectName::of(&fixture.app);
+    let named = async || store::require::<App>(&*fixture.store, &name).await.unwrap().object.packs;
+    let mut pushed = Vec::new();
+    let mut push = async |number: usize| {
+        let (commit, packs) = push_of(fixture.directory.path(), &number.to_string());
+        fixture.keep(&first, &packs).await;
+        let branch = RefName::branch(&format!("b{number}")).unwrap();
+        let moved = store::modify(&*fixture.store, &name, |app: &mut App| {
+            app.refs.insert(branch.clone(), commit);
+            Ok::<_, store::StoreError>(())
+        });
+        moved.await.unwrap();
+        pushed.push(commit);
+    };
+    for number in 0..CROWDED_PACKS {
+        push(number).await;
+    }
+    let cluster = ApiServer::start().await;
+    let leases = |server: &str| Leases::new(cluster.client(), "hephy", server);
+    let second = fixture.directory.path().join("second");
+    let stages =
+        idle(&second, Arc::clone(&fixture.store), leases("second"), fixture.server("second").near(0));
+    let upkeep = Upkeep { registry: None, stages: Arc::new(stages), layers: None };
+    let sources = &upkeep.stages.sources;
+    sources.open_in_part(&*fixture.store, &fixture.app).await.unwrap();
+    let extent = async || sources.extent(&*fixture.store, &fixture.app).await.unwrap();
+    assert_eq!(extent().await, Extent::Part { packs: CROWDED_PACKS });
+    // So many are not too many.
+    let before = named().await;
+    upkeep.tidy_repositories().await.unwrap();
+    assert_eq!((named().await, extent().await), (before, Extent::Part { packs: CROWDED_PACKS }));
+    push(CROWDED_PACKS).await;
+    sources.open_in_part(&*fixture.store, &fixture.app).await.unwrap();
+    // Another server is at it.
+    let other = leases("other").hold("packs-hello").await.unwrap().unwrap();
+    let before = named().await;
+    upkeep.tidy_repositories().await.unwrap();
+    assert_eq!(named().await, before);
+    other.release().await;
+    upkeep.tidy_repositories().await.unwrap();
+    assert_ne!(named().await, before);
+    assert_eq!(extent().await, Extent::Whole);
+    assert!(leases("other").names("packs-").await.unwrap().is_empty());
+    let third = fixture.server("third");
+    for commit in pushed {
+        assert!(fixture.has(&third, commit).await);
+    }
+    let repository = third.open(&*fixture.store, &fixture.app).await.unwrap();
     assert_eq!(repository.pack_names().unwrap().len(), 1);
 }
 
