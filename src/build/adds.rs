@@ -174,7 +174,7 @@ impl Engine {
             return Err(contradiction("--keep-git-dir"));
         }
         let keep_git_dir = address.keep_git_dir.or(flags.keep_git_dir).unwrap_or(false);
-        let commit = self.git().resolve(&address).await?;
+        let commit = self.git()?.resolve(&address).await?;
         key.text("git").text(&name).text(&commit).text(&address.subdirectory);
         key.number(u64::from(keep_git_dir)).number(u64::from(address.submodules));
         Ok(Remote::Git { address, commit, keep_git_dir })
@@ -236,7 +236,7 @@ impl Engine {
             .prefix("checkout-")
             .tempdir_in(self.spool())
             .map_err(EngineError::io("make a directory for a checkout"))?;
-        self.git().checkout(address, commit, keep_git_dir, directory.path()).await?;
+        self.git()?.checkout(address, commit, keep_git_dir, directory.path()).await?;
         let root = layers::Root::open(directory.path())
             .and_then(|root| root.subroot(std::path::Path::new(&address.subdirectory)));
         let root = root.map_err(|_| {
@@ -250,11 +250,16 @@ impl Engine {
     }
 
     fn web(&self) -> Result<Web, EngineError> {
-        Ok(Web::new(self.options.network.into(), MAX_DOWNLOAD_BYTES)?)
+        Ok(Web::new(self.options.network.into(), MAX_DOWNLOAD_BYTES, self.trusted())?)
     }
 
-    fn git(&self) -> Git {
-        Git { guard: self.options.network.into(), options: GitOptions::default() }
+    fn git(&self) -> Result<Git, EngineError> {
+        let options = GitOptions::default();
+        Ok(Git::new(self.options.network.into(), options, self.trusted(), &self.spool())?)
+    }
+
+    fn trusted(&self) -> Option<&str> {
+        self.options.mounts.ca_bundle.as_deref()
     }
 
     fn spool(&self) -> std::path::PathBuf {

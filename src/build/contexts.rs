@@ -160,6 +160,8 @@ pub struct ContextRequest {
     pub git_credentials: Option<(String, Secret<String>)>,
     /// Who asks for a source in a registry.
     pub registry: Option<Client>,
+    /// Certificates that are trusted beside the system's, as PEM.
+    pub trusted: Option<String>,
 }
 
 /// A context that is a directory of this machine; it is gone when this is dropped, if it was fetched.
@@ -190,7 +192,8 @@ pub async fn fetch_context(request: ContextRequest, spool: &Path) -> Result<Fetc
 }
 
 async fn fetched(request: ContextRequest, spool: &Path) -> Result<FetchedContext, EngineError> {
-    let ContextRequest { place, sub_path, git, git_credentials, registry } = request;
+    let ContextRequest { place, sub_path, git, git_credentials, registry, trusted } = request;
+    let trusted = trusted.as_deref();
     let mut beside = None;
     let (directory, kept) = match place {
         ContextPlace::Directory(directory) => (directory, None),
@@ -202,7 +205,7 @@ async fn fetched(request: ContextRequest, spool: &Path) -> Result<FetchedContext
         ContextPlace::Stdin => unpacked(std::io::stdin(), "standard input".to_owned(), spool).await?,
         ContextPlace::WebTar(url) => {
             let kept = temporary(spool)?;
-            let web = Web::new(Guard::Open, MAX_DOWNLOAD_BYTES)?;
+            let web = Web::new(Guard::Open, MAX_DOWNLOAD_BYTES, trusted)?;
             let Answer::New(download) = web.get(&url, None, kept.path()).await? else {
                 return Err(EngineError::Protocol);
             };
@@ -210,11 +213,16 @@ async fn fetched(request: ContextRequest, spool: &Path) -> Result<FetchedContext
         }
         ContextPlace::Object(ObjectContext(object)) => {
             let kept = temporary(spool)?;
-            let objects = Objects::from_environment()?;
+            let objects = Objects::from_environment(trusted)?;
             let download = Box::pin(objects.get(&object, kept.path())).await?;
             unpacked(download.file, object.to_string(), spool).await?
         }
-        ContextPlace::Git(GitContext(address)) => checked_out(*address, git, git_credentials, spool).await?,
+        ContextPlace::Git(GitContext(address)) => {
+            let credentials = git_credentials.map(|(user, password)| GitCredentials { user, password });
+            let options = GitOptions { credentials, insecure: git.insecure };
+            let fetcher = Git::new(Guard::Open, options, trusted, temporary_root(spool)?)?;
+            checked_out(*address, git, fetcher, spool).await?
+        }
         ContextPlace::Artifact(reference) => {
             let client = registry.unwrap_or_else(|| Client::new(ClientConfig::default()));
             let pulled = pull_source(&client, &reference, temporary_root(spool)?).await?;
@@ -239,15 +247,13 @@ type Kept = (PathBuf, Option<TempDir>);
 async fn checked_out(
     mut address: GitAddress,
     options: GitContextOptions,
-    credentials: Option<(String, Secret<String>)>,
+    git: Git,
     spool: &Path,
 ) -> Result<Kept, EngineError> {
     if address.reference.is_none() {
         address.set_reference(options.branch.as_deref()).map_err(EngineError::Wrong)?;
     }
     address.submodules = options.recurse_submodules.unwrap_or(address.submodules);
-    let credentials = credentials.map(|(user, password)| GitCredentials { user, password });
-    let git = Git { guard: Guard::Open, options: GitOptions { credentials, insecure: options.insecure } };
     let commit = git.resolve(&address).await?;
     let kept = temporary(spool)?;
     let keep_git_dir = address.keep_git_dir.unwrap_or(options.keep_git_dir);

@@ -53,7 +53,7 @@ pub struct GivenSettings {
     /// How much disk the layer store may use, beyond what apps and builds need at the time [default: 20GiB]
     #[arg(long, env = "HEPHY_CACHE_SIZE", value_name = "BYTES")]
     pub cache_size: Option<Size>,
-    /// A PEM file with certificates that RUN trusts beside those of its image
+    /// A PEM file with certificates that RUN trusts beside those of its image, and ADD and registries are believed by
     #[arg(long, env = "HEPHY_CA_BUNDLE", value_name = "FILE")]
     pub ca_bundle: Option<PathBuf>,
     /// The largest pack that is received [default: 2GiB]

@@ -4,20 +4,23 @@
 //! list are spoken. A password is in the child's environment, for its one host, and never among its arguments.
 
 use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use base64::Engine as _;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, Timespec, Timestamps};
+use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 use url::Url;
 
 use super::{GitAddress, GitRemote, Guard, RemoteError};
 use crate::model::Secret;
+use crate::registry::client::system_bundle_file;
 
 /// The most that is read of what git lists.
 const MAX_LIST_BYTES: u64 = 64 << 20;
@@ -71,11 +74,25 @@ pub(crate) struct GitOptions {
 
 /// Fetches commits.
 pub(crate) struct Git {
-    pub(crate) guard: Guard,
-    pub(crate) options: GitOptions,
+    guard: Guard,
+    options: GitOptions,
+    /// What is trusted, if that is more than the system has: `git` reads one file.
+    bundle: Option<NamedTempFile>,
 }
 
 impl Git {
+    /// One that believes the system's authorities, and the certificates of `trusted` (PEM), for which it writes to `spool`.
+    pub(crate) fn new(
+        guard: Guard,
+        options: GitOptions,
+        trusted: Option<&str>,
+        spool: &Path,
+    ) -> Result<Self, RemoteError> {
+        let bundle = trusted.map(|trusted| write_bundle(trusted, spool)).transpose();
+        let bundle = bundle.map_err(RemoteError::io("write the certificates for `git`"))?;
+        Ok(Self { guard, options, bundle })
+    }
+
     /// The commit that an address means.
     pub(crate) async fn resolve(&self, address: &GitAddress) -> Result<String, RemoteError> {
         let reference = address.reference.as_deref().unwrap_or("HEAD");
@@ -169,8 +186,8 @@ impl Git {
                 command.env(name, value);
             }
         }
-        if let Some(bundle) = std::env::var_os("GIT_SSL_CAINFO").or_else(|| std::env::var_os("SSL_CERT_FILE"))
-        {
+        let written = self.bundle.as_ref().map(|bundle| bundle.path().to_owned());
+        if let Some(bundle) = written.or_else(named_bundle) {
             command.env("GIT_SSL_CAINFO", bundle);
         }
         command
@@ -254,6 +271,22 @@ impl Git {
         }
         Ok(())
     }
+}
+
+/// The file of trusted certificates that somebody names.
+fn named_bundle() -> Option<PathBuf> {
+    let named = std::env::var_os("GIT_SSL_CAINFO").or_else(|| std::env::var_os("SSL_CERT_FILE"));
+    named.map(PathBuf::from)
+}
+
+/// A file with what is trusted anyway, and with `trusted`.
+fn write_bundle(trusted: &str, spool: &Path) -> io::Result<NamedTempFile> {
+    let mut file = NamedTempFile::new_in(spool)?;
+    if let Some(path) = named_bundle().or_else(|| system_bundle_file().map(Path::to_owned)) {
+        io::copy(&mut fs::File::open(path)?, &mut file)?;
+    }
+    write!(file, "\n{trusted}")?;
+    Ok(file)
 }
 
 /// Whether a reference is a commit's whole name.
@@ -374,7 +407,8 @@ mod tests {
     fn git(guard: Guard) -> Git {
         let credentials =
             GitCredentials { user: "bot".to_owned(), password: Secret::new("t0ken".to_owned()) };
-        Git { guard, options: GitOptions { credentials: Some(credentials), insecure: false } }
+        let options = GitOptions { credentials: Some(credentials), insecure: false };
+        Git::new(guard, options, None, Path::new("/nonexistent")).unwrap()
     }
 
     #[test]

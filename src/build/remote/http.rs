@@ -15,6 +15,7 @@ use url::Url;
 
 use super::{Guard, RemoteError, shown};
 use crate::oci::Digest;
+use crate::registry::client::{Trust, certificates_of, tls_configuration};
 
 /// The largest download.
 pub(crate) const MAX_DOWNLOAD_BYTES: u64 = 16 << 30;
@@ -60,18 +61,29 @@ pub(crate) enum Answer {
 }
 
 impl Web {
-    pub(crate) fn new(guard: Guard, max_bytes: u64) -> Result<Self, RemoteError> {
-        Self::redirected(guard, max_bytes, Policy::custom(move |attempt| redirect(guard, attempt)))
+    /// One that believes the system's authorities, and the certificates of `trusted` (PEM).
+    pub(crate) fn new(guard: Guard, max_bytes: u64, trusted: Option<&str>) -> Result<Self, RemoteError> {
+        let redirects = Policy::custom(move |attempt| redirect(guard, attempt));
+        Self::redirected(guard, max_bytes, trusted, redirects)
     }
 
     /// One that goes where it is sent and nowhere else: its requests prove who we are.
-    pub(super) fn direct(max_bytes: u64) -> Result<Self, RemoteError> {
-        Self::redirected(Guard::Open, max_bytes, Policy::none())
+    pub(super) fn direct(max_bytes: u64, trusted: Option<&str>) -> Result<Self, RemoteError> {
+        Self::redirected(Guard::Open, max_bytes, trusted, Policy::none())
     }
 
-    fn redirected(guard: Guard, max_bytes: u64, redirects: Policy) -> Result<Self, RemoteError> {
+    fn redirected(
+        guard: Guard,
+        max_bytes: u64,
+        trusted: Option<&str>,
+        redirects: Policy,
+    ) -> Result<Self, RemoteError> {
+        let trust = Trust::Authorities(trusted.map(certificates_of).unwrap_or_default());
         let builder = reqwest::Client::builder()
             .user_agent(concat!("hephy/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls_configuration(trust).map_err(RemoteError::Tls)?)
+            // A file has a connection to itself.
+            .http1_only()
             .connect_timeout(Duration::from_secs(15))
             .read_timeout(ANSWER_LIMIT)
             .redirect(redirects);
@@ -241,7 +253,7 @@ mod tests {
         drop(rustls::crypto::ring::default_provider().install_default());
         let spool = tempfile::tempdir().unwrap();
         let url = Url::parse(&format!("{base}{path}")).unwrap();
-        Web::new(guard, max_bytes).unwrap().get(&url, None, spool.path()).await
+        Web::new(guard, max_bytes, None).unwrap().get(&url, None, spool.path()).await
     }
 
     fn to(location: &'static str) -> axum::routing::MethodRouter {

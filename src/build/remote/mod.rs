@@ -21,6 +21,7 @@ pub(crate) use http::{Answer, Download, MAX_DOWNLOAD_BYTES, Validators, Web};
 pub(crate) use object::{Object, Objects};
 
 use crate::oci::Digest;
+use crate::registry::client::TlsError;
 use crate::registry::identity::IdentityError;
 
 /// Why something from elsewhere could not be had. No text has a user, a password or a query of an address in it.
@@ -65,6 +66,9 @@ pub(crate) enum RemoteError {
     /// A branch, tag or commit that the repository does not have.
     #[error("`{address}` has no branch, tag or commit `{reference}`")]
     NoReference { address: String, reference: String },
+    /// Nobody could be believed.
+    #[error("nothing can be fetched by HTTPS")]
+    Tls(#[source] TlsError),
     /// Files of our own.
     #[error("failed to {what}")]
     Io { what: &'static str, source: io::Error },
@@ -81,7 +85,7 @@ impl RemoteError {
 
     /// Whether who wrote the Dockerfile can do something about it.
     pub(crate) const fn is_app(&self) -> bool {
-        !matches!(self, Self::Io { .. })
+        !matches!(self, Self::Tls(_) | Self::Io { .. })
     }
 }
 

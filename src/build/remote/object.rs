@@ -17,6 +17,7 @@ use url::Url;
 
 use super::http::{backoff, may_pass};
 use super::{Download, MAX_DOWNLOAD_BYTES, RemoteError, Web, shown};
+use crate::registry::client::certificates_of;
 use crate::registry::identity::{Http, IdentityError, Variables, element};
 
 /// The object that a bucket alone means.
@@ -91,13 +92,14 @@ struct Question {
 }
 
 impl Objects {
-    /// As this process's environment has it.
-    pub(crate) fn from_environment() -> Result<Self, RemoteError> {
-        Self::new(Variables::from_environment(), MAX_DOWNLOAD_BYTES)
+    /// As this process's environment has it, believing the system's authorities and the certificates of `trusted` (PEM).
+    pub(crate) fn from_environment(trusted: Option<&str>) -> Result<Self, RemoteError> {
+        Self::new(Variables::from_environment(), MAX_DOWNLOAD_BYTES, trusted)
     }
 
-    fn new(variables: Variables, max_bytes: u64) -> Result<Self, RemoteError> {
-        Ok(Self { variables, http: Http::new(Vec::new()), web: Web::direct(max_bytes)? })
+    fn new(variables: Variables, max_bytes: u64, trusted: Option<&str>) -> Result<Self, RemoteError> {
+        let http = Http::new(trusted.map(certificates_of).unwrap_or_default());
+        Ok(Self { variables, http, web: Web::direct(max_bytes, trusted)? })
     }
 
     /// Fetches an object into an unnamed file in `spool`.

@@ -44,6 +44,8 @@ pub(super) enum NamedPlace {
 pub(super) struct Contexts {
     pub(super) main: ContextRequest,
     pub(super) named: BTreeMap<String, NamedPlace>,
+    /// Certificates that are trusted beside the system's, as PEM.
+    pub(super) trusted: Option<String>,
 }
 
 /// What was fetched; it is gone when this is dropped.
@@ -55,7 +57,7 @@ pub(super) struct Fetched {
 
 impl ContextArguments {
     /// What is to be fetched; an error is a sentence.
-    pub(super) fn contexts(&self, stdin_is_taken: bool) -> Result<Contexts, String> {
+    pub(super) fn contexts(&self, stdin_is_taken: bool, trusted: Option<String>) -> Result<Contexts, String> {
         if stdin_is_taken && matches!(self.context.as_str(), "-" | "tar://stdin") {
             return Err("standard input cannot be the context and something else, too".to_owned());
         }
@@ -65,7 +67,7 @@ impl ContextArguments {
             let (name, place) = named_place(text, plain_http)?;
             named.insert(name, place);
         }
-        Ok(Contexts { main: self.request(plain_http)?, named })
+        Ok(Contexts { main: self.request(plain_http)?, named, trusted })
     }
 
     fn request(&self, plain_http: bool) -> Result<ContextRequest, String> {
@@ -77,6 +79,7 @@ impl ContextArguments {
                 std::env::var(name).ok().filter(|value| !value.is_empty())
             }),
             registry: None,
+            trusted: None,
         })
     }
 }
@@ -121,7 +124,8 @@ impl Contexts {
     pub(super) async fn fetch(self, data: &Path, client: &Client) -> Result<Fetched, BuildFailure> {
         let spool = data.join("contexts");
         let registry = Some(client.clone());
-        let main = fetch_context(ContextRequest { registry, ..self.main }, &spool).await?;
+        let main = ContextRequest { registry, trusted: self.trusted.clone(), ..self.main };
+        let main = fetch_context(main, &spool).await?;
         let (mut named, mut kept) = (BTreeMap::new(), Vec::new());
         for (name, place) in self.named {
             let context = match place {
@@ -130,8 +134,15 @@ impl Contexts {
                     // The main context's token is for its own host.
                     let git = GitContextOptions::default();
                     let registry = Some(client.clone());
-                    let request =
-                        ContextRequest { place, sub_path: None, git, git_credentials: None, registry };
+                    let trusted = self.trusted.clone();
+                    let request = ContextRequest {
+                        place,
+                        sub_path: None,
+                        git,
+                        git_credentials: None,
+                        registry,
+                        trusted,
+                    };
                     let fetched = fetch_context(request, &spool).await?;
                     let directory = fetched.directory.clone();
                     kept.push(fetched);

@@ -25,7 +25,8 @@ pub struct MountArguments {
     /// What the Dockerfile may ask for: `security.insecure` gives RUN --security=insecure every capability of the sandbox
     #[arg(long, value_name = "ENTITLEMENT")]
     pub allow: Vec<Entitlement>,
-    /// A PEM file with certificates that RUN trusts beside those of its image; none of them is in the image afterwards
+    /// A PEM file with certificates that RUN trusts beside those of its image, and ADD, contexts and registries are believed by; none is
+    /// in the image afterwards
     #[arg(long, env = "HEPHY_CA_BUNDLE", value_name = "FILE")]
     pub ca_bundle: Option<PathBuf>,
     /// The same without a file, for the engine of a Job

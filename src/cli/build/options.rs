@@ -180,7 +180,7 @@ impl BuildArguments {
 
     /// The contexts that are to be fetched.
     pub(super) fn contexts(&self) -> Result<Contexts, String> {
-        self.context.contexts(self.registry.docker_config_stdin || self.is_typed())
+        self.context.contexts(self.registry.docker_config_stdin || self.is_typed(), self.mounts.trusted()?)
     }
 
     /// How progress is told, by hephy's flag or kaniko's.

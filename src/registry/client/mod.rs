@@ -38,7 +38,7 @@ pub use error::ClientError;
 pub use manifests::ResolvedImage;
 pub use reach::{Hosts, Reach, ReachError};
 pub use tls::TlsError;
-pub(in crate::registry) use tls::{Trust, tls_configuration};
+pub(crate) use tls::{Trust, certificates_of, system_bundle_file, tls_configuration};
 
 use connections::Connections;
 use host::{HostState, lock};

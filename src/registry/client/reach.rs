@@ -115,7 +115,7 @@ impl Reach {
     /// The same everywhere, of certificates that are here already.
     #[must_use]
     pub fn trusting(mut self, pem: &str) -> Self {
-        self.everywhere.extend(CertificateDer::pem_slice_iter(pem.as_bytes()).flatten());
+        self.everywhere.extend(super::certificates_of(pem));
         self
     }
 

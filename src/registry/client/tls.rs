@@ -41,7 +41,7 @@ pub enum TlsError {
 }
 
 /// Whose certificates are believed.
-pub(in crate::registry) enum Trust {
+pub(crate) enum Trust {
     /// Those of authorities that the system knows, and these.
     Authorities(Vec<CertificateDer<'static>>),
     /// Anybody's.
@@ -75,7 +75,7 @@ pub(super) fn configuration(
 }
 
 /// A configuration for these authorities, to ask somebody else than a registry.
-pub(in crate::registry) fn tls_configuration(trust: Trust) -> Result<rustls::ClientConfig, TlsError> {
+pub(crate) fn tls_configuration(trust: Trust) -> Result<rustls::ClientConfig, TlsError> {
     configuration(trust, None)
 }
 
@@ -104,9 +104,18 @@ fn authorities(
 }
 
 fn system_bundle() -> Vec<CertificateDer<'static>> {
-    let bundle = BUNDLES.iter().map(Path::new).find(|path| path.exists());
-    let read = bundle.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+    let read = system_bundle_file().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
     CertificateDer::pem_slice_iter(&read).flatten().collect()
+}
+
+/// The file in which this system keeps the certificates of all authorities.
+pub(crate) fn system_bundle_file() -> Option<&'static Path> {
+    BUNDLES.iter().map(Path::new).find(|path| path.exists())
+}
+
+/// The certificates in a PEM text.
+pub(crate) fn certificates_of(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().collect()
 }
 
 /// Believes authorities, and certificates that were given as such.

@@ -10,6 +10,7 @@ use hephy::build::BuildResult;
 
 use super::web::Web;
 use super::{Built, Place, base};
+use crate::registry::tls::certificate;
 
 /// Builds a context that is named, with something on standard input.
 fn build(
@@ -83,6 +84,38 @@ fn a_tar_is_a_context_from_a_file_from_standard_input_and_from_the_web() {
     web.page("/context.tar.gz", context);
     assert_eq!(copied(build(&place, &web.url("/context.tar.gz"), &[], &[], b"")), "from a tar");
     assert!(nothing_left(&place));
+}
+
+#[test]
+fn what_is_fetched_is_believed_by_the_bundle_that_was_given() {
+    let web = Web::with_tls();
+    let context = tar(&[("Dockerfile", DOCKERFILE), ("a", "by TLS")]);
+    web.page("/context.tar.gz", context.clone()).page("/bucket/key", context);
+    web.page("/file", "added");
+    web.commit("r.git", &[("Dockerfile", DOCKERFILE), ("a", "by TLS")]);
+    let bundle = certificate("authority.pem");
+    let trusting = ["--ca-bundle", bundle.to_str().unwrap()];
+    let store = [
+        ("S3_ENDPOINT", web.base.as_str()),
+        ("S3_FORCE_PATH_STYLE", "true"),
+        ("AWS_ACCESS_KEY_ID", "AKIA1"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ];
+    for context in [&web.url("/context.tar.gz"), "s3://bucket/key", &web.url("/r.git")] {
+        let place = Place::new();
+        let without = build(&place, context, &[], &store, b"");
+        without.app_failure();
+        assert_eq!(copied(build(&place, context, &trusting, &store, b"")), "by TLS", "{context}");
+        assert!(nothing_left(&place));
+    }
+    let place = Place::new();
+    let of_file = format!("FROM scratch\nADD {} /a\n", web.url("/file"));
+    let of_repository = format!("FROM scratch\nADD {} /\n", web.url("/r.git"));
+    for dockerfile in [of_file, of_repository] {
+        place.build(&dockerfile).app_failure();
+        place.build_with(&dockerfile, &trusting).ok();
+    }
+    assert_eq!(place.left_over(), [""; 0]);
 }
 
 #[test]

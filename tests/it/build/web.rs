@@ -13,6 +13,8 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use tempfile::TempDir;
 
+use crate::registry::tls::{Front, Http2};
+
 /// What a path gives.
 #[derive(Clone)]
 pub(crate) struct Page {
@@ -36,7 +38,7 @@ pub(crate) struct Web {
     pub(crate) base: String,
     shared: Arc<Shared>,
     directory: TempDir,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Web {
@@ -51,6 +53,15 @@ impl Web {
     /// One that others reach at `host`.
     pub(crate) fn at(host: &str) -> Self {
         Self::start(host, None)
+    }
+
+    /// One that speaks TLS too, with a certificate of the tests' authority; and its addresses are those.
+    pub(crate) fn with_tls() -> Self {
+        let mut web = Self::new();
+        let backend = web.base.trim_start_matches("http://").parse().unwrap();
+        let front = web.runtime.block_on(Front::start("server", backend, Http2::Unknown));
+        web.base = format!("https://{}", front.host());
+        web
     }
 
     fn start(host: &str, password: Option<&str>) -> Self {
@@ -69,7 +80,7 @@ impl Web {
         };
         let router = Router::new().fallback(answer);
         drop(runtime.spawn(async move { axum::serve(listener, router).await.unwrap() }));
-        Self { base, shared, directory, _runtime: runtime }
+        Self { base, shared, directory, runtime }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {

@@ -69,7 +69,7 @@ fn answer(status: u16, headers: &[(&str, &str)], text: &str) -> Response<Body> {
 
 async fn get(given: &[(&str, &str)], object: &str, max_bytes: u64) -> Result<String, RemoteError> {
     let spool = tempfile::tempdir().unwrap();
-    let objects = Objects::new(Variables::of(given), max_bytes).unwrap();
+    let objects = Objects::new(Variables::of(given), max_bytes, None).unwrap();
     let mut download = objects.get(&Object::parse(object).unwrap().unwrap(), spool.path()).await?;
     let mut text = String::new();
     download.file.read_to_string(&mut text).unwrap();
