@@ -32,15 +32,16 @@ impl Engine {
         let image =
             Assembled::new(state.config, layers, self.options.format, self.options.annotations.clone());
         let bases = &self.trees.bases;
-        for kept in image.push(bases, &self.options.destinations, self.options.ignore_immutable_tags).await? {
-            let text = format!("{kept} stays as it is: the registry moves no tag");
-            (self.events)(BuildEvent::Note { text });
-        }
+        // First what stays here, as kaniko has it: it is there too if the registry does not take the image.
         if let Some(directory) = &self.options.oci_layout {
             image.write_layout(directory, bases, &self.options.names).await?;
         }
         if let Some(path) = &self.options.tar {
             image.write_tar(path, bases, &self.options.names).await?;
+        }
+        for kept in image.push(bases, &self.options.destinations, self.options.ignore_immutable_tags).await? {
+            let text = format!("{kept} stays as it is: the registry moves no tag");
+            (self.events)(BuildEvent::Note { text });
         }
         let built = image.layers.iter().map(|layer| BuiltLayer {
             descriptor: layer.descriptor.clone(),

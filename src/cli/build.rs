@@ -337,10 +337,8 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> u8 {
                 tell(&line);
             }
             tell(&format!("Built {} in {}", image.platform, elapsed(result.milliseconds)));
-            if !arguments.no_push && !arguments.multi.is_part {
-                pushed(arguments, &image.manifest, true)
-                    .lines()
-                    .for_each(|pushed| tell(&format!("Pushed {pushed}")));
+            if !arguments.multi.is_part {
+                tell_places(arguments, &image.manifest);
             }
         }
         if !arguments.multi.is_part {
@@ -348,6 +346,16 @@ fn conclude(arguments: &BuildArguments, result: &BuildResult) -> u8 {
         }
     }
     0
+}
+
+/// Says where the image went.
+fn tell_places(arguments: &BuildArguments, digest: &Digest) {
+    for path in arguments.oci_layout_path.iter().chain(&arguments.tar_path) {
+        tell(&format!("Wrote {}", path.display()));
+    }
+    if !arguments.no_push {
+        pushed(arguments, digest, true).lines().for_each(|pushed| tell(&format!("Pushed {pushed}")));
+    }
 }
 
 const fn exit_code(failure: &BuildFailure) -> u8 {

@@ -101,6 +101,39 @@ async fn a_tag_that_cannot_be_moved_is_an_error_unless_it_is_to_be_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tar_is_written_and_the_image_is_pushed_and_both_are_told() {
+    let registry =
+        Faulty::start(|_, asked| match (asked.method.as_str(), asked.path.contains("/manifests/")) {
+            ("HEAD", false) => answer(200, &[], ""),
+            ("PUT", true) if asked.path.contains("/refused/") => answer(403, &[], ""),
+            ("PUT", true) => answer(201, &[], ""),
+            _ => answer(404, &[], ""),
+        })
+        .await;
+    let place = Place::new();
+    place.file("Dockerfile", "FROM scratch\nCOPY a /a\n").file("a", "a");
+    let run = |name: &str, flags: &[&str]| {
+        let tar = place.path("image.tar");
+        drop(std::fs::remove_file(&tar));
+        let to = format!("--destination={}/{name}:1", registry.address);
+        let written = format!("--tar-path={}", tar.display());
+        let flags = [&[to.as_str(), written.as_str()], flags].concat();
+        let output = tokio::task::block_in_place(|| executor(&place, &flags));
+        assert!(tar.exists(), "{name}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_place = |line: &&str| line.starts_with("Wrote") || line.starts_with("Pushed");
+        let places: Vec<String> = said.lines().filter(is_place).map(ToOwned::to_owned).collect();
+        (output.status.success(), places)
+    };
+    let wrote = format!("Wrote {}", place.path("image.tar").display());
+    let (ok, places) = run("app", &[]);
+    assert!(ok && places.len() == 2 && places[0] == wrote, "{places:?}");
+    assert!(places[1].starts_with(&format!("Pushed {}/app:1@sha256:", registry.address)), "{places:?}");
+    assert_eq!(run("app", &["--no-push"]), (true, vec![wrote]));
+    assert_eq!(run("refused", &[]), (false, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cache_that_is_not_pushed_to_is_read_alone() {
     let registry = Faulty::start(|_, _| answer(404, &[], "")).await;
     let place = Place::new();
