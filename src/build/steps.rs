@@ -22,11 +22,15 @@ use crate::build::plan::Plan;
 use crate::build::process::read_lines;
 use crate::build::protocol::{CopyRequest, Request, Response, RunEnd, RunRequest};
 use crate::build::state::StageState;
+use crate::build::trees::Ensured;
 use crate::dockerfile::{Expander, Instruction, Located, Network, Run, RunCommand, Security, Stage};
 use crate::oci::Digest;
 
 /// How many of RUN's last lines a failure tells.
 const LAST_LINES: usize = 20;
+
+/// How long it may take to unpack what is here until that has a line of its own.
+const TOLD_MILLIS: u64 = 1000;
 
 /// Where the script of a RUN heredoc is seen.
 const SCRIPT_DIRECTORY: &str = "/run/hephy";
@@ -313,7 +317,6 @@ impl Engine {
             state.record(work.created_by, known.layer);
             return Ok(true);
         }
-        self.tell(step, StepState::Started);
         let mut keys = vec![work.key];
         self.ensure(below).await?;
         if let Some(key) = self.better_key(&work).await? {
@@ -324,6 +327,8 @@ impl Engine {
             }
             keys.push(key);
         }
+        // Only now: what it stands upon was told by itself.
+        self.tell(step, StepState::Started);
         let made = match work.action {
             Action::MakeDirectory { path, user } => {
                 let lowers = diff_ids(&state.layers);
@@ -404,10 +409,16 @@ impl Engine {
             note(format!("fetching {:.1} MB of the base image", bytes as f64 / 1e6));
         };
         let clock = Instant::now();
-        if self.trees.ensure(layers, &fetching).await? {
-            let millis = millis(clock);
-            self.fetching.fetch_add(millis, Ordering::Relaxed);
-            note(format!("{:<39} {}", "the base image is fetched and unpacked", elapsed(millis)));
+        let ensured = self.trees.ensure(layers, &fetching).await?;
+        let millis = millis(clock);
+        let what = match ensured {
+            Ensured::Present => return Ok(()),
+            Ensured::Unpacked => "the base image is unpacked",
+            Ensured::Fetched => "the base image is fetched and unpacked",
+        };
+        self.fetching.fetch_add(millis, Ordering::Relaxed);
+        if ensured == Ensured::Fetched || millis >= TOLD_MILLIS {
+            note(format!("{what:<39} {}", elapsed(millis)));
         }
         Ok(())
     }
@@ -457,7 +468,7 @@ impl Engine {
         let (response, ()) = worker.call_reading_with(Request::Run(request), context, reading).await?;
         drop(materials);
         let Response::Ran { end, made } = response else { return Err(EngineError::Protocol) };
-        let millis = millis(step.clock);
+        let millis = self.millis(step);
         let mut out_of_memory = None;
         let (status, end) = match end {
             RunEnd::Exited(0) => return made.ok_or(EngineError::Protocol),

@@ -126,6 +126,17 @@ impl AllTrees {
     }
 }
 
+/// What had to be done for the trees of some layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ensured {
+    /// Nothing: they were there.
+    Present,
+    /// Their blobs were here.
+    Unpacked,
+    /// Blobs were fetched, and unpacked.
+    Fetched,
+}
+
 /// The trees that a build uses, and the worker that makes them.
 pub(crate) struct Trees {
     pub(crate) bases: Bases,
@@ -155,13 +166,12 @@ impl Trees {
         Ok(self.lease.tree(diff_id)?.is_some())
     }
 
-    /// Makes sure that the trees of `layers` (base first) are there. `fetching` is told of blobs that must be fetched; true
-    /// says that there were some.
+    /// Makes sure that the trees of `layers` (base first) are there. `fetching` is told of blobs that must be fetched.
     pub(crate) async fn ensure(
         &self,
         layers: &[Layer],
         fetching: &(dyn Fn(u64) + Sync),
-    ) -> Result<bool, EngineError> {
+    ) -> Result<Ensured, EngineError> {
         let mut missing = Vec::new();
         for (position, layer) in layers.iter().enumerate() {
             if !self.has(&layer.diff_id)? {
@@ -169,7 +179,7 @@ impl Trees {
             }
         }
         if missing.is_empty() {
-            return Ok(false);
+            return Ok(Ensured::Present);
         }
         let to_fetch: u64 = missing.iter().map(|(_, layer)| self.bytes_to_fetch(layer)).sum();
         if to_fetch > 0 {
@@ -190,7 +200,7 @@ impl Trees {
                 _ => return Err(EngineError::Protocol),
             }
         }
-        Ok(to_fetch > 0)
+        Ok(if to_fetch > 0 { Ensured::Fetched } else { Ensured::Unpacked })
     }
 
     fn bytes_to_fetch(&self, layer: &Layer) -> u64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use hephy::build::{BuildResult, Outcome, StepFailure};
+use hephy::build::{BuildEvent, BuildResult, Outcome, StepFailure, StepState};
 use hephy::oci::{Digest, RawManifest, Target};
 
 use super::pushes::mirror_as;
@@ -13,6 +13,9 @@ use super::{Place, base};
 use crate::registry::Registry;
 use crate::registry::faulty::{Faulty, answer};
 use crate::registry::tls::{Front, Http2, certificate};
+
+/// How long a slow registry takes for a layer: longer than any step of these tests.
+const SLOW: Duration = Duration::from_secs(4);
 
 /// Runs a build with a home of its own, and nothing of ours in its environment.
 fn run(place: &Place, mut command: Command) -> Output {
@@ -270,4 +273,52 @@ async fn a_clouds_registry_is_met_as_whom_the_cloud_knows() {
     let unknown = build("--credential-helpers=google,acr");
     assert!(unknown.contains("it got no credentials, since there are none for it"), "{unknown}");
     assert_eq!(cloud.methods(), "POST");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_steps_time_is_its_own_and_not_that_of_the_base_it_waited_for() {
+    let blob = |digest: &Digest| fs::read(base::layout().join("blobs/sha256").join(digest.hex())).unwrap();
+    let index = RawManifest::parse(fs::read(base::layout().join("index.json")).unwrap(), None).unwrap();
+    let manifest = blob(&index.as_index().unwrap().manifests[0].digest);
+    let image = RawManifest::parse(manifest.clone(), None).unwrap().as_image().unwrap().clone();
+    let config = image.config.digest.to_string();
+    let registry = Faulty::start(move |_, asked| {
+        if asked.path.contains("/manifests/") {
+            return answer(
+                200,
+                &[("content-type", "application/vnd.oci.image.manifest.v1+json")],
+                manifest.clone(),
+            );
+        }
+        let digest: Digest = asked.path.rsplit('/').next().unwrap().parse().unwrap();
+        if !asked.path.ends_with(&config) {
+            std::thread::sleep(SLOW);
+        }
+        answer(200, &[], blob(&digest))
+    })
+    .await;
+    for (step, succeeds) in [("COPY Dockerfile /", true), ("RUN exit 3", false)] {
+        let place = Place::new();
+        let dockerfile = format!("FROM {}/busybox:1\n{step}\n", registry.address);
+        let output = run(&place, place.command(&dockerfile, &["--no-push"]));
+        assert_eq!(output.status.success(), succeeds, "{output:?}");
+        let events = place.events();
+        let at = |is: &dyn Fn(&BuildEvent) -> bool| events.iter().position(is).unwrap();
+        let fetched =
+            at(&|event| matches!(event, BuildEvent::Note { text } if text.contains("fetched and unpacked")));
+        let started =
+            at(&|event| matches!(event, BuildEvent::Step { number: 2, state: StepState::Started, .. }));
+        assert!(fetched < started, "{events:?}");
+        let took = events.iter().find_map(|event| match event {
+            BuildEvent::Step { number: 2, state: StepState::Done { millis, .. }, .. }
+            | BuildEvent::Step { number: 2, state: StepState::Failed { millis, .. }, .. } => Some(*millis),
+            _ => None,
+        });
+        assert!(Duration::from_millis(took.unwrap()) < SLOW, "{took:?}");
+        if !succeeds {
+            let heading = failure(&place).heading;
+            let seconds = heading.split("failed after ").nth(1).unwrap().split('s').next().unwrap();
+            assert!(seconds.parse::<f64>().unwrap() < SLOW.as_secs_f64(), "{heading}");
+        }
+    }
 }
