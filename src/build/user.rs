@@ -24,8 +24,11 @@ pub(crate) enum UserError {
     /// No such group.
     #[error("the image has no group `{0}` in /etc/group")]
     Group(String),
-    /// An id that this isolation cannot give.
-    #[error("`{text}` is the id {id}, and a sandbox has those from 0 to {max} only: choose one of them")]
+    /// An id that no process can have here.
+    #[error(
+        "`{text}` is the id {id}, and no process of this sandbox can have it, which has {} ids, from 0 to {max}: run as another user, \
+         and write `USER {text}` after the last RUN. Files may belong to any id", u64::from(*max) + 1
+    )]
     Id {
         /// As the Dockerfile says.
         text: String,
@@ -41,7 +44,7 @@ pub(crate) enum UserError {
 pub(crate) struct Accounts {
     pub(crate) passwd: Vec<u8>,
     pub(crate) group: Vec<u8>,
-    /// The largest id that a process or a file can have.
+    /// The largest id that a process can have.
     pub(crate) max_id: u32,
 }
 
@@ -69,7 +72,7 @@ impl Accounts {
     /// A number is that id, whoever is called so, and needs no line. With a group given there are no others. The
     /// group is always among the supplementary ones too: else a mode that shuts a group out would not shut this process out.
     pub(crate) fn user(&self, text: Option<&str>) -> Result<ImageUser, UserError> {
-        let text = text.filter(|text| !text.is_empty()).unwrap_or("0");
+        let text = named(text);
         let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
         let line = self.passwd_line(user);
         let uid = match (&line, user.parse()) {
@@ -87,10 +90,18 @@ impl Accounts {
         if !groups.contains(&gid) {
             groups.push(gid);
         }
-        self.check(text, [uid, gid])?;
         let home = line.map_or("/", |line| line.home);
         let home = if home.is_empty() { "/" } else { home }.to_owned();
         Ok(ImageUser { uid, gid, groups, home })
+    }
+
+    /// The same, of a user as whom a process can run.
+    pub(crate) fn process_user(&self, text: Option<&str>) -> Result<ImageUser, UserError> {
+        let user = self.user(text)?;
+        match [user.uid].iter().chain(&user.groups).find(|id| **id > self.max_id) {
+            Some(id) => Err(UserError::Id { text: named(text).to_owned(), id: *id, max: self.max_id }),
+            None => Ok(user),
+        }
     }
 
     /// The owner that `--chown=text` names: a user alone gives its own group, a number alone the same number, `user:` group 0.
@@ -108,15 +119,7 @@ impl Accounts {
             Some("") => 0,
             Some(group) => self.gid(group)?,
         };
-        self.check(text, [uid, gid])?;
         Ok((uid, gid))
-    }
-
-    fn check(&self, text: &str, ids: [u32; 2]) -> Result<(), UserError> {
-        match ids.into_iter().find(|id| *id > self.max_id) {
-            Some(id) => Err(UserError::Id { text: text.to_owned(), id, max: self.max_id }),
-            None => Ok(()),
-        }
     }
 
     fn gid(&self, group: &str) -> Result<u32, UserError> {
@@ -153,6 +156,11 @@ impl Accounts {
             })
             .collect()
     }
+}
+
+/// Nobody named is root.
+fn named(text: Option<&str>) -> &str {
+    text.filter(|text| !text.is_empty()).unwrap_or("0")
 }
 
 fn lines(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
@@ -205,11 +213,15 @@ mod tests {
 
     #[test]
     fn an_id_that_the_sandbox_does_not_have_is_named() {
+        let of = |text: &str| accounts().process_user(Some(text)).map(|user| (user.uid, user.gid));
         let id = |text: &str, id| Err(UserError::Id { text: text.to_owned(), id, max: 65_535 });
-        assert_eq!(accounts().owner("70000"), id("70000", 70_000));
-        assert_eq!(accounts().owner("app:65536"), id("app:65536", 65_536));
-        assert_eq!(user("65535:65535").unwrap().0, 65_535);
-        assert_eq!(accounts().user(Some("65536")).unwrap_err(), id("65536", 65_536).unwrap_err());
+        assert_eq!((of("65536"), of("app:70000")), (id("65536", 65_536), id("app:70000", 70_000)));
+        assert_eq!(of("65535:65535"), Ok((65_535, 65_535)));
+        let told = of("70000").unwrap_err().to_string();
+        assert!(told.contains("has 65536 ids, from 0 to 65535: run as another user"), "{told}");
+        // Files may be anybody's.
+        assert_eq!(accounts().owner("70000"), Ok((70_000, 70_000)));
+        assert_eq!(user("70000").unwrap().0, 70_000);
         assert_eq!(max_id("         0     100000      65536\n"), 65_535);
         assert_eq!(max_id("0 1000 1\n1 100000 65535\n"), 65_535);
         assert_eq!(max_id("         0          0 4294967295\n"), u32::MAX - 1);

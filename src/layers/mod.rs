@@ -2,7 +2,8 @@
 //! the store that keeps them.
 //!
 //! Nothing here knows of namespaces, images or steps. Every function works on directory fds and runs the same as
-//! the mapped root of a user namespace, as root, or as an ordinary user; it sees owners as the process does.
+//! the mapped root of a user namespace, as root, or as an ordinary user; it sees owners as the process does, but for those
+//! that its namespace does not have.
 
 mod compress;
 mod copy;
@@ -13,6 +14,7 @@ mod gzip;
 mod known;
 mod lowers;
 mod node;
+mod owners;
 mod place;
 mod plain;
 mod root;

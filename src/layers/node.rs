@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, XattrFlags};
 use rustix::io::Errno;
 
 use super::known::Stamp;
+use super::owners;
 
 /// Numeric user and group of a file, as seen where the code runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -66,7 +67,7 @@ impl Node {
         name: impl AsRef<Path>,
     ) -> io::Result<Option<(Self, Stamp)>> {
         match rustix::fs::statat(dir, relative(name.as_ref()), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some((Self::new(&stat), Stamp::of(&stat)))),
+            Ok(stat) => Ok(Some((Self::new(&stat).owned(dir, name.as_ref()), Stamp::of(&stat)))),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
@@ -74,15 +75,22 @@ impl Node {
 
     /// Describes an open file, and what tells when it changes.
     pub(super) fn of_stamped(fd: impl AsFd) -> io::Result<(Self, Stamp)> {
-        let stat = rustix::fs::fstat(fd)?;
-        Ok((Self::new(&stat), Stamp::of(&stat)))
+        let stat = rustix::fs::fstat(fd.as_fd())?;
+        let node = Self::new(&stat);
+        Ok((Self { owner: owners::of_open(fd.as_fd(), node.owner), ..node }, Stamp::of(&stat)))
     }
 
-    /// Describes an open file.
+    /// Describes an open file; of one that is opened with `O_PATH` the owner is the one whom the system knows.
     pub(super) fn of(fd: impl AsFd) -> io::Result<Self> {
-        Ok(Self::new(&rustix::fs::fstat(fd)?))
+        Ok(Self::of_stamped(fd)?.0)
     }
 
+    /// The same file, `name` in `dir`, with the owner that is noted of it.
+    pub(super) fn owned(self, dir: BorrowedFd<'_>, name: &Path) -> Self {
+        Self { owner: owners::of_named(dir, name, self.kind, self.owner), ..self }
+    }
+
+    /// What the system says.
     pub(super) fn new(stat: &Stat) -> Self {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory,
@@ -166,12 +174,12 @@ pub(super) fn read_link(dir: BorrowedFd<'_>, path: impl AsRef<Path>) -> io::Resu
 /// Extended attributes by name.
 pub(super) type Xattrs = BTreeMap<CString, Vec<u8>>;
 
-/// Whether `name` belongs to overlay itself, and so to no layer.
-pub(super) fn is_overlay_xattr(name: &[u8]) -> bool {
-    name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.")
+/// Whether `name` belongs to overlay itself or to us, and so to no layer.
+fn is_private(name: &[u8]) -> bool {
+    name.starts_with(b"user.overlay.") || name.starts_with(b"trusted.overlay.") || owners::is_note(name)
 }
 
-/// The attributes that belong to a layer: none of overlay's own, of the host's security labels, or of its ACL-less defaults.
+/// The attributes that belong to a layer: none of overlay's own or of ours, of the host's security labels, or of its ACL-less defaults.
 ///
 /// Only files and directories have such attributes: the kernel allows `user.` on nothing else, and capabilities on
 /// files alone.
@@ -179,7 +187,7 @@ pub(super) fn xattrs(fd: impl AsFd) -> io::Result<Xattrs> {
     let mut found = Xattrs::new();
     for name in xattr_names(fd.as_fd())? {
         let bytes = name.to_bytes();
-        if is_overlay_xattr(bytes) || bytes == b"security.selinux" || bytes == b"security.ima" {
+        if is_private(bytes) || bytes == b"security.selinux" || bytes == b"security.ima" {
             continue;
         }
         if let Some(value) = xattr(fd.as_fd(), &name)? {
@@ -225,7 +233,7 @@ pub(super) fn xattr(fd: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8
 /// Gives a file attributes, leaving out those that the kernel does not let this process or this file have.
 pub(super) fn set_xattrs(fd: impl AsFd, xattrs: &Xattrs) -> io::Result<()> {
     for (name, value) in xattrs {
-        if is_overlay_xattr(name.to_bytes()) {
+        if is_private(name.to_bytes()) {
             continue;
         }
         match rustix::fs::fsetxattr(fd.as_fd(), name.as_c_str(), value, XattrFlags::empty()) {

@@ -6,12 +6,12 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT};
 
 use super::entries::Entry;
 use super::error::{AtPath as _, FileError};
 use super::node::{Node, Owner, Xattrs, set_xattrs, xattrs};
+use super::owners::{give, give_named};
 use super::root::Root;
 
 /// Whether files get the owners that they should have.
@@ -52,8 +52,7 @@ impl Attributes {
 /// Gives an open file or directory its attributes. The order matters: a change of owner takes away setuid and capabilities.
 pub(super) fn apply(fd: BorrowedFd<'_>, attributes: &Attributes, owners: Owners) -> io::Result<()> {
     if owners == Owners::Keep {
-        let (uid, gid) = ids(attributes.owner);
-        rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|errno| unmapped(errno, attributes.owner))?;
+        give(fd, attributes.owner)?;
     }
     rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode))?;
     set_xattrs(fd, &attributes.xattrs)?;
@@ -77,25 +76,9 @@ pub(super) fn apply_link(
     owners: Owners,
 ) -> io::Result<()> {
     if owners == Owners::Keep {
-        let (uid, gid) = ids(attributes.owner);
-        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|errno| unmapped(errno, attributes.owner))?;
+        give_named(dir, name, attributes.owner)?;
     }
     Ok(rustix::fs::utimensat(dir, name, &times(attributes.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-fn ids(owner: Owner) -> (Uid, Gid) {
-    (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid))
-}
-
-/// EINVAL from a change of owner means one thing.
-fn unmapped(errno: Errno, owner: Owner) -> io::Error {
-    if errno == Errno::INVAL {
-        let text =
-            format!("owner {}:{} is outside the range of ids that this user may use", owner.uid, owner.gid);
-        return io::Error::new(io::ErrorKind::InvalidInput, text);
-    }
-    errno.into()
 }
 
 /// Whole seconds as the time of modification; the time of access stays.

@@ -357,7 +357,7 @@ impl Gatherer<'_> {
             }
             self.inodes.insert(node.inode.1, path.clone());
         }
-        copy_node((dir, name), (to.as_fd(), name), &path, node)
+        copy_node((dir, name), (to.as_fd(), name), &path, &node.owned(dir, Path::new(name)))
     }
 
     /// Makes a directory of the upper, and those above it; they get their attributes in the end.

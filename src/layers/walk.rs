@@ -8,10 +8,11 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::node::{Kind, Node, Owner};
+use super::node::{Kind, Node, Owner, open_dir};
+use super::owners::give;
 
 /// As many symlinks as the kernel follows in one path (`MAXSYMLINKS`).
 const MAX_SYMLINKS: usize = 40;
@@ -84,7 +85,7 @@ pub(super) fn walk(root: BorrowedFd<'_>, path: &OsStr, create: Option<Create>) -
         }
         let fd = match open_component(here, &name) {
             Err(Errno::NOENT) if create.is_some() => {
-                let made = create.map_or(Err(Errno::NOENT), |create| make(here, &name, create))?;
+                let made = create.map_or(Err(Errno::NOENT.into()), |create| make(here, &name, create))?;
                 walked.created.push(walked.path().join(&name));
                 made
             }
@@ -116,18 +117,16 @@ fn open_component(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn make(dir: BorrowedFd<'_>, name: &OsStr, create: Create) -> Result<OwnedFd, Errno> {
+fn make(dir: BorrowedFd<'_>, name: &OsStr, create: Create) -> io::Result<OwnedFd> {
     rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700))?;
+    let made = open_dir(dir, name)?;
     if let Some(owner) = create.owner {
-        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        give(made.as_fd(), owner)?;
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = rustix::fs::openat(dir, name, flags, Mode::empty())?;
     let inherited = match create.owner {
         None => Node::of(&made).map_or(0, |node| node.mode & 0o2000),
         Some(_) => 0,
     };
     rustix::fs::fchmod(&made, Mode::from_raw_mode(create.mode | inherited))?;
-    open_component(dir, name)
+    Ok(open_component(dir, name)?)
 }

@@ -148,7 +148,8 @@ impl Body {
             }
             Request::User { layers, user } => {
                 let source = copying::Source::open(self, &CopyFrom::Layers(layers), None)?;
-                let found = accounts(source.root()).and_then(|accounts| Ok(accounts.user(user.as_deref())?));
+                let found =
+                    accounts(source.root()).and_then(|accounts| Ok(accounts.process_user(user.as_deref())?));
                 source.close(self)?;
                 Ok(Response::User(found?))
             }

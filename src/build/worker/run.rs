@@ -68,7 +68,7 @@ impl Body {
         let lay = |pem| Laid::lay(&files, pem)?.with_java(&files, pem, java_home);
         open.laid = run.trusted.as_deref().map(lay).transpose()?;
         let OpenRoot { root, laid, .. } = open;
-        let user = accounts(&files)?.user(run.user.as_deref())?;
+        let user = accounts(&files)?.process_user(run.user.as_deref())?;
         files.create_dirs(Path::new(&run.directory), 0o755, None)?;
         let mut environment: Vec<_> = run.environment.clone().into_iter().collect();
         environment.retain(|(name, _)| !run.secrets.contains_key(name));

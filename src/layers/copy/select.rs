@@ -183,6 +183,11 @@ impl Selector<'_> {
     fn select(&self, path: &Path) -> Result<Option<Selected>, CopyError> {
         let real = self.from.canonical(path)?;
         let (node, stamp) = Node::of_stamped(self.from.resolve(&real)?).at("inspect", path)?;
+        // What is opened with `O_PATH` shows no attribute, where its owner may be noted.
+        let node = match self.from.resolve_parent(&real) {
+            Ok((dir, name)) => node.owned(dir.as_fd(), Path::new(&name)),
+            Err(_) => node,
+        };
         let name = path.file_name().unwrap_or_default().to_owned();
         let excluded = |path| self.excluded(path, node.is_directory());
         if excluded(path) == Excluded::Yes || excluded(&real) == Excluded::Yes {

@@ -123,12 +123,12 @@ fn an_id_that_no_sandbox_has_is_an_error_that_names_it() {
     place.file("f", "x");
     for (dockerfile, line) in [
         ("FROM busybox:1\nUSER 70000\nRUN true\n", 3),
-        ("FROM busybox:1\nCOPY --chown=70000 f /f\n", 2),
-        ("FROM busybox:1\nUSER 70000\nWORKDIR /made\n", 3),
+        ("FROM busybox:1\nCOPY --chown=70000 f /f\nUSER 7:70000\nRUN true\n", 4),
     ] {
         let built = place.build(dockerfile);
         let failure = built.app_failure();
-        assert!(failure.heading.contains("70000") && failure.heading.contains("65535"), "{failure:?}");
+        assert!(failure.heading.contains("is the id 70000"), "{failure:?}");
+        assert!(failure.heading.contains("65536 ids") && failure.heading.contains("after the last RUN"));
         assert_eq!(failure.at.as_ref().map(|at| at.line), Some(line), "{failure:?}");
     }
 }

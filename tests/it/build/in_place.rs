@@ -11,7 +11,7 @@ const CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+set
                             +net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
 
 /// The command with the rights of a container's root alone.
-fn contained(command: &Command) -> Command {
+pub(super) fn contained(command: &Command) -> Command {
     let mut contained = Command::new("setpriv");
     contained.args(["--bounding-set", CAPABILITIES, "--"]);
     contained.arg(command.get_program()).args(command.get_args());

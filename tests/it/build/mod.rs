@@ -16,6 +16,7 @@ mod images;
 mod kaniko;
 mod in_place;
 mod mounts;
+mod owners;
 mod places;
 pub(crate) mod pushes;
 mod registries;
