@@ -13,6 +13,7 @@ use super::error::{AtPath as _, FileError};
 use super::lowers::{Below, Lowers, is_opaque};
 use super::node::{Kind, Node, Xattrs, is_whiteout_name, names, open_dir, open_read, read_link, xattrs};
 use super::root::Root;
+use super::tar::clamped;
 
 /// Why a difference could not be found.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,17 @@ pub struct DiffInput<'a> {
     pub lowers: &'a [Root],
     /// Mount points and other paths that are in no layer, relative to the root; nor is what is below them.
     pub ignore: &'a [PathBuf],
+    /// `SOURCE_DATE_EPOCH`, if the layer will say no later time.
+    pub epoch: Option<i64>,
+}
+
+/// What differs, and what does not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Differences {
+    /// What a layer says.
+    pub changes: Vec<Change>,
+    /// What is as below but for a time after the epoch, which no layer says: the files are to get the time that is below.
+    pub late: Vec<Change>,
 }
 
 /// How a path differs.
@@ -62,17 +74,24 @@ pub struct Change {
     pub(super) hardlink: Option<PathBuf>,
 }
 
-/// Finds what differs from the base in type, mode, owner, size, link target, attributes, content or whole-second mtime,
-/// and the directories above that. Parents come before what they hold; the order is that of the names' bytes.
+/// Finds what differs from the base, and leaves aside what is late.
+pub fn diff(input: &DiffInput<'_>) -> Result<Vec<Change>, DiffError> {
+    Ok(differences(input)?.changes)
+}
+
+/// Finds what differs from the base in type, mode, owner, size, link target, attributes, content or whole-second mtime, as a
+/// layer says it, and the directories above that. Parents come before what they hold; the order is that of the names' bytes.
 ///
 /// Not changes: a file that was opened for writing and not written, a new name of a file below, a directory's mtime where
 /// an ignored path was made or removed in it, sockets.
-pub fn diff(input: &DiffInput<'_>) -> Result<Vec<Change>, DiffError> {
+pub fn differences(input: &DiffInput<'_>) -> Result<Differences, DiffError> {
     let mut differ = Differ {
         upper: input.upper,
         lowers: Lowers(input.lowers),
         ignore: input.ignore,
+        epoch: input.epoch,
         changes: Vec::new(),
+        late: Vec::new(),
         inodes: HashMap::new(),
     };
     let below = differ.lowers.root()?;
@@ -81,14 +100,16 @@ pub fn diff(input: &DiffInput<'_>) -> Result<Vec<Change>, DiffError> {
     }
     let opaque = is_opaque(input.upper, Path::new(""))?;
     differ.directory(Path::new(""), &below, opaque)?;
-    Ok(differ.changes)
+    Ok(Differences { changes: differ.changes, late: differ.late })
 }
 
 struct Differ<'a> {
     upper: &'a Root,
     lowers: Lowers<'a>,
     ignore: &'a [PathBuf],
+    epoch: Option<i64>,
     changes: Vec<Change>,
+    late: Vec<Change>,
     /// The first change of each file that has several names.
     inodes: HashMap<(u64, u64), PathBuf>,
 }
@@ -169,7 +190,13 @@ impl Differ<'_> {
         }
         let kind = match old.found {
             None => ChangeKind::Added,
-            Some((tree, old)) if self.same(&path, &node, tree, &old)? => ChangeKind::Parent,
+            Some((tree, old)) if self.same(&path, &node, tree, &old)? => {
+                if self.is_late(&node, &old) {
+                    let (path, kind) = (path.clone(), ChangeKind::Parent);
+                    self.late.push(Change { path, kind, node: Some(node), hardlink: None });
+                }
+                ChangeKind::Parent
+            }
             Some(_) => ChangeKind::Modified,
         };
         if node.is_directory() {
@@ -210,7 +237,8 @@ impl Differ<'_> {
             return Ok(false);
         }
         let holds_ignored = || self.ignore.iter().any(|ignored| ignored.parent() == Some(path));
-        if new.mtime != old.mtime && !(new.is_directory() && holds_ignored()) {
+        let is_same_time = new.mtime == old.mtime || self.is_late(new, old);
+        if !(is_same_time || new.is_directory() && holds_ignored()) {
             return Ok(false);
         }
         if !self.same_attributes(path, new, tree, old)? {
@@ -225,6 +253,11 @@ impl Differ<'_> {
             }
             _ => Ok(true),
         }
+    }
+
+    /// Whether a time differs, and the layer would not say it.
+    fn is_late(&self, new: &Node, old: &Node) -> bool {
+        new.mtime != old.mtime && clamped(new.mtime, self.epoch) == old.mtime
     }
 
     fn same_attributes(&self, path: &Path, new: &Node, tree: usize, old: &Node) -> Result<bool, DiffError> {

@@ -78,7 +78,7 @@ impl Fixture {
 
     fn changes(&self, ignore: &[&str]) -> Vec<String> {
         let ignore: Vec<PathBuf> = ignore.iter().map(PathBuf::from).collect();
-        let input = DiffInput { upper: &self.upper, lowers: &self.lowers, ignore: &ignore };
+        let input = DiffInput { upper: &self.upper, lowers: &self.lowers, ignore: &ignore, epoch: None };
         let shown = |change: &Change| {
             let link = change.hardlink.as_ref().map(|to| format!(" = {}", to.display())).unwrap_or_default();
             format!("{:?} {}{link}", change.kind, change.path.display())
@@ -228,6 +228,32 @@ fn mount_points_are_in_no_layer_and_leave_no_trace() {
 }
 
 #[test]
+fn a_time_that_no_layer_says_is_no_change() {
+    let fixture = fixture(base());
+    fixture.dir("etc");
+    fixture.file("etc/hosts", "localhost");
+    fixture.file("etc/passwd", "other");
+    let differences = |epoch| {
+        let input = DiffInput { upper: &fixture.upper, lowers: &fixture.lowers, ignore: &[], epoch };
+        let found = differences(&input).unwrap();
+        let paths = |changes: &[Change]| {
+            changes.iter().map(|change| change.path.display().to_string()).collect::<Vec<_>>()
+        };
+        (paths(&found.changes), paths(&found.late))
+    };
+    for path in ["etc/hosts", "etc/passwd"] {
+        let times = super::super::place::times(THEN + 9);
+        let path = fixture.path(path);
+        rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::empty()).unwrap();
+    }
+    let strings = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    assert_eq!(differences(None), (strings(&["etc", "etc/hosts", "etc/passwd"]), vec![]));
+    assert_eq!(differences(Some(THEN)), (strings(&["etc", "etc/passwd"]), strings(&["etc/hosts"])));
+    // What is below is from before the epoch: the layer would say another time.
+    assert_eq!(differences(Some(THEN + 5)).0, strings(&["etc", "etc/hosts", "etc/passwd"]));
+}
+
+#[test]
 fn sockets_are_in_no_layer() {
     let fixture = fixture(base());
     let socket = std::os::unix::net::UnixListener::bind(fixture.path("socket")).unwrap();
@@ -240,7 +266,7 @@ fn sockets_are_in_no_layer() {
 fn a_name_that_would_mean_a_deletion_is_refused() {
     let fixture = fixture(base());
     fixture.file(".wh.x", "");
-    let input = DiffInput { upper: &fixture.upper, lowers: &fixture.lowers, ignore: &[] };
+    let input = DiffInput { upper: &fixture.upper, lowers: &fixture.lowers, ignore: &[], epoch: None };
     assert!(matches!(diff(&input), Err(DiffError::WhiteoutName(_))));
 }
 

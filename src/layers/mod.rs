@@ -32,7 +32,7 @@ pub use copy::{
     Copied, CopyError, CopyOptions, Exclude, Excluded, Include, Included, ModeChange, ModeError, NewFile,
     SourceHash, add_file, copy, hash_sources, pivot, write_file,
 };
-pub use diff::{Change, ChangeKind, DiffError, DiffInput, diff};
+pub use diff::{Change, ChangeKind, DiffError, DiffInput, Differences, diff, differences};
 pub use entries::{ArchiveError, Limits};
 pub use error::FileError;
 pub use known::KnownContents;

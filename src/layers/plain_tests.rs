@@ -62,7 +62,8 @@ impl Fixture {
         let upper = Root::open(&upper).unwrap();
         let since = (metadata.ctime(), metadata.ctime_nsec());
         self.plain.gather(since, look, &self.lowers, &upper).unwrap();
-        let changes = diff(&DiffInput { upper: &upper, lowers: &self.lowers, ignore: &[] }).unwrap();
+        let changes =
+            diff(&DiffInput { upper: &upper, lowers: &self.lowers, ignore: &[], epoch: None }).unwrap();
         let shown = changes.iter().filter(|change| !change.path.as_os_str().is_empty()).map(|change| {
             let kind = match change.kind {
                 ChangeKind::Added => "+",

@@ -75,7 +75,8 @@ pub fn normalize_times(changes: &[Change], upper: &Root, epoch: Option<i64>) -> 
     Ok(())
 }
 
-fn clamped(mtime: i64, epoch: Option<i64>) -> i64 {
+/// The time that a layer says.
+pub(super) fn clamped(mtime: i64, epoch: Option<i64>) -> i64 {
     epoch.map_or(mtime, |epoch| mtime.min(epoch))
 }
 

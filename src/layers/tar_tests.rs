@@ -11,7 +11,7 @@ use super::*;
 
 fn tar_of(dir: &Path, epoch: Option<i64>) -> Vec<u8> {
     let upper = Root::open(dir).unwrap();
-    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] }).unwrap();
+    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[], epoch: None }).unwrap();
     let mut tar = Vec::new();
     write_tar(&changes, &upper, epoch, &mut tar).unwrap();
     tar
@@ -99,7 +99,7 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "text").unwrap();
     let upper = Root::open(dir.path()).unwrap();
-    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] }).unwrap();
+    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[], epoch: None }).unwrap();
     fs::write(dir.path().join("file"), "longer text").unwrap();
     let error = write_tar(&changes, &upper, None, std::io::sink()).unwrap_err();
     assert!(matches!(error, TarError::Changed(_)), "{error}");
@@ -119,7 +119,7 @@ fn numbers_that_ustar_cannot_hold_are_in_pax_records() {
 fn a_tree_made_here_gets_the_times_that_its_layer_says() {
     let dir = sample();
     let upper = Root::open(dir.path()).unwrap();
-    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] }).unwrap();
+    let changes = diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[], epoch: None }).unwrap();
     normalize_times(&changes, &upper, Some(2000)).unwrap();
     for path in ["a", "b", "link", "d".repeat(60).as_str()] {
         let found = fs::symlink_metadata(dir.path().join(path)).unwrap();

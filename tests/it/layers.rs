@@ -119,7 +119,7 @@ fn a_step_on_an_overlay_becomes_a_layer_that_shows_the_same() {
     let overlay = Overlay::mount(&path("one"), &[&path("base")], &path("upper"));
     overlay.run(STEP);
     drop(overlay);
-    let changes = diff(&DiffInput { upper: &upper, lowers: &lowers, ignore: &[] }).unwrap();
+    let changes = diff(&DiffInput { upper: &upper, lowers: &lowers, ignore: &[], epoch: None }).unwrap();
     let shown: Vec<_> =
         changes.iter().map(|change| format!("{:?} {}", change.kind, change.path.display())).collect();
     for expected in [
@@ -242,6 +242,6 @@ fn a_base_of_100_000_files_is_unpacked_and_compared() {
     fs::create_dir_all(at.path().join("upper/usr/5")).unwrap();
     fs::write(at.path().join("upper/usr/5/new"), "new").unwrap();
     let started = Instant::now();
-    let changes = diff(&DiffInput { upper: &upper, lowers: &[root], ignore: &[] }).unwrap();
+    let changes = diff(&DiffInput { upper: &upper, lowers: &[root], ignore: &[], epoch: None }).unwrap();
     println!("diff of one file on it: {:.3?}, {} changes", started.elapsed(), changes.len());
 }

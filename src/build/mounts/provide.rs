@@ -239,7 +239,7 @@ pub(in crate::build) fn save_cache(
 ) -> Result<Response, WorkerError> {
     let Some(directory) = body.layer_store()?.idle_cache(name)? else { return Ok(Response::Done) };
     let upper = layers::Root::open(directory.path())?;
-    let files = layers::diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[] })?;
+    let files = layers::diff(&DiffInput { upper: &upper, lowers: &[], ignore: &[], epoch: None })?;
     if files.is_empty() {
         return Ok(Response::Diffed { entries: 0, bytes: 0 });
     }

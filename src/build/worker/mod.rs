@@ -21,7 +21,9 @@ use crate::build::mounts::{self, Sockets};
 use crate::build::plain::Kept;
 use crate::build::protocol::{CopyFrom, CopyRequest, Made, Request, Response, WorkerFailure};
 use crate::build::user::{Accounts, max_id};
-use crate::layers::{self, DiffInput, LayerStore, Lease, Owner, Staged, TreeInfo, UnpackOptions};
+use crate::layers::{
+    self, DiffInput, Differences, LayerStore, Lease, Owner, Staged, TarStats, TreeInfo, UnpackOptions,
+};
 use crate::oci::Digest;
 use crate::sandbox::{Isolation, Received, Sandbox, worker};
 
@@ -250,7 +252,12 @@ impl Body {
     fn pack(&self, diff_id: Digest, lowers: &[Digest], out: OwnedFd) -> Result<Response, WorkerError> {
         let tree = self.store()?.lease.tree(&diff_id)?.ok_or(WorkerError::NoTree(diff_id))?;
         let upper = layers::Root::open(&tree)?;
-        let changes = layers::diff(&DiffInput { upper: &upper, lowers: &self.roots(lowers)?, ignore: &[] })?;
+        let changes = layers::diff(&DiffInput {
+            upper: &upper,
+            lowers: &self.roots(lowers)?,
+            ignore: &[],
+            epoch: None,
+        })?;
         let written = layers::write_tar(&changes, &upper, None, File::from(out))?;
         Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }
@@ -258,14 +265,16 @@ impl Body {
     fn diff(&self, made: Made, epoch: Option<i64>, out: OwnedFd) -> Result<Response, WorkerError> {
         let Changed { staged, lowers, plain } = self.made.get(&made).ok_or(WorkerError::Protocol)?;
         let upper = layers::Root::open(staged.tree())?;
-        let changes = layers::diff(&DiffInput { upper: &upper, lowers: &self.roots(lowers)?, ignore: &[] })?;
-        if changes.is_empty() {
-            return Ok(Response::Diffed { entries: 0, bytes: 0 });
-        }
-        let written = layers::write_tar(&changes, &upper, epoch, File::from(out))?;
-        layers::normalize_times(&changes, &upper, epoch)?;
-        if let Some(plain) = plain {
-            layers::normalize_times(&changes, plain.root.root(), epoch)?;
+        let input = DiffInput { upper: &upper, lowers: &self.roots(lowers)?, ignore: &[], epoch };
+        let Differences { changes, late } = layers::differences(&input)?;
+        let written = if changes.is_empty() {
+            TarStats::default()
+        } else {
+            layers::write_tar(&changes, &upper, epoch, File::from(out))?
+        };
+        for root in [&upper].into_iter().chain(plain.as_ref().map(|plain| plain.root.root())) {
+            layers::normalize_times(&changes, root, epoch)?;
+            layers::normalize_times(&late, root, epoch)?;
         }
         Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }

@@ -107,6 +107,17 @@ fn instructions_of_every_kind_make_the_same_layers_as_on_an_overlay() {
 }
 
 #[test]
+fn a_file_that_is_copied_again_makes_no_layer_and_keeps_its_time() {
+    let dockerfile =
+        "FROM busybox:1\nCOPY f /\nCOPY f /\nRUN cat /f > /g; cat /g > /f; rm /g\nRUN stat -c %Y /f\n";
+    same_on_both(&[("f", "content")], dockerfile);
+    let place = Place::new();
+    place.file("f", "content");
+    let built = build(&place, dockerfile).ok();
+    assert_eq!((built.manifest().layers.len(), built.lines()), (2, vec![super::EPOCH]));
+}
+
+#[test]
 fn a_step_finds_devices_names_and_facts_and_leaves_none_of_them() {
     let place = Place::new();
     let dockerfile = "FROM busybox:1\n\
