@@ -233,13 +233,14 @@ impl Holder {
             Ok(outcome) => describe(*outcome),
             Err(why) => format!("could not be started: {why}"),
         };
-        let stopping = matches!(self.phase, Phase::Stopping { .. });
-        match (stopping, self.spec.restart, how) {
-            (true, _, _) => {
-                self.say(format!("stopped: {text}"));
-                self.phase = Phase::Over;
-            }
-            (false, Restart::Never, how) => {
+        if let Phase::Stopping { killed, .. } = self.phase {
+            let is_wanted = how.is_ok_and(|outcome| is_stop(outcome, self.spec.stop_signal, killed));
+            self.say(if is_wanted { "stopped".to_owned() } else { format!("stopped: {text}") });
+            self.phase = Phase::Over;
+            return;
+        }
+        match (self.spec.restart, how) {
+            (Restart::Never, how) => {
                 self.say(text);
                 self.state = match how {
                     Ok(last) => AppState::Ended { last },
@@ -250,7 +251,7 @@ impl Holder {
                     self.say(format!("what the app wrote could not be removed: {}", error.chain()));
                 }
             }
-            (false, Restart::WithBackoff, how) => {
+            (Restart::WithBackoff, how) => {
                 if self.started.take().is_some_and(|(at, _)| at.elapsed() >= LONGEST_BACKOFF) {
                     self.in_a_row = 0;
                 }
@@ -421,6 +422,16 @@ struct Ready {
     outputs: Vec<bool>,
 }
 
+/// Whether an app that was told to stop ended as one that stops: nothing else is to be said of it.
+fn is_stop(outcome: Outcome, stop_signal: i32, killed: bool) -> bool {
+    match outcome {
+        // As shells say that a signal ended their command.
+        Outcome::Exited(status) => status == 0 || status == 128 + stop_signal,
+        Outcome::Signalled(signal) => signal == stop_signal || (killed && signal == Signal::SIGKILL as i32),
+        Outcome::TimedOut | Outcome::Cancelled => false,
+    }
+}
+
 fn describe(outcome: Outcome) -> String {
     match outcome {
         Outcome::Exited(127) => "exited with status 127: the command was not found".to_owned(),
@@ -430,5 +441,26 @@ fn describe(outcome: Outcome) -> String {
         Outcome::Signalled(signal) => format!("was ended by signal {signal}"),
         Outcome::TimedOut => "took too long".to_owned(),
         Outcome::Cancelled => "was cancelled".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_app_that_ends_as_it_was_told_to_is_not_blamed_for_it() {
+        for (outcome, killed, expected) in [
+            (Outcome::Exited(0), false, true),
+            (Outcome::Exited(143), false, true),
+            (Outcome::Signalled(15), false, true),
+            (Outcome::Signalled(9), true, true),
+            (Outcome::Signalled(9), false, false),
+            (Outcome::Exited(1), false, false),
+            (Outcome::Signalled(11), true, false),
+        ] {
+            assert_eq!(is_stop(outcome, 15, killed), expected, "{outcome:?}");
+        }
+        assert!(is_stop(Outcome::Signalled(3), 3, false) && !is_stop(Outcome::Signalled(15), 3, false));
     }
 }
