@@ -67,8 +67,9 @@ impl Default for Limits {
 /// What came of a connection.
 #[derive(Debug)]
 pub enum Received<W> {
-    /// The client wants nothing: its `git push` says `Everything up-to-date`, and reads nothing more here.
-    Nothing(W),
+    /// The client wants nothing: its `git push` says `Everything up-to-date`, and reads nothing more here. What was given by
+    /// `git push -o`.
+    Nothing(W, Vec<String>),
     /// Every command was one that nobody may give; that has been answered.
     Refused,
     /// Commands to decide, and who waits for the decision.
@@ -140,7 +141,7 @@ where
     let mut request = Request::default();
     let read = read_request(reader, limits, &mut request).await;
     if matches!(read, Ok(false)) {
-        return Ok(Received::Nothing(writer));
+        return Ok(Received::Nothing(writer, request.options));
     }
     let names = request.commands.iter().map(|command| command.name.clone()).collect();
     let mut reporter = Reporter::new(writer, &request.capabilities, names);

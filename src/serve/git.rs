@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 
-use super::Server;
 use super::people::Person;
+use super::{Server, options};
 use crate::git::{self, Limits, ReceiveError, Received, Refs, Shown};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, AppName, Chain, ObjectName, PushEvent, RefName};
@@ -105,7 +105,10 @@ pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -
             let decision = Decision { server, person, name: name.clone(), app, closed };
             decision.decide(*push, reporter).await
         }
-        Ok(Received::Nothing(_)) => nothing(server, app.as_deref(), &mut stderr).await,
+        Ok(Received::Nothing(_, given)) => {
+            let told = options::parse(&given).err().map(PushEvent::Problem);
+            nothing(server, app.as_deref(), told, &mut stderr).await
+        }
         Ok(Received::Refused) => 1,
         Err(error) => {
             tracing::info!(app = %name, user = %user, error = %Chain(&error), "a push was not received");
@@ -198,23 +201,18 @@ fn platform_lines(doing: &str, error: &dyn std::error::Error) -> Vec<String> {
     )]
 }
 
-/// What a push with nothing to send is told.
-async fn nothing(server: &Server, app: Option<&App>, stderr: &mut Output) -> u8 {
-    let Some(app) = app else { return 0 };
-    let mut text = String::new();
-    if let Some(number) = app.current {
+/// What a push with nothing to send is told, after a `problem` with its options.
+async fn nothing(server: &Server, app: Option<&App>, problem: Option<PushEvent>, stderr: &mut Output) -> u8 {
+    let mut events = Vec::from_iter(problem);
+    if let Some((app, number)) = app.and_then(|app| Some((app, app.current?))) {
         let head = deploy_branch(server.settings().deploy_branch.as_deref(), &app.refs);
         let commit = app.refs.get(&head).map(|commit| format!(" ({})", commit.short())).unwrap_or_default();
         let url = server.addresses().app_url(&app.name);
         let verb = server.addresses().verb(&format!("deploy -a {}", app.name));
-        for event in [
-            PushEvent::Heading(format!("{}: {number}{commit} is deployed at {url}", app.name)),
-            PushEvent::Line(format!("To deploy it again: {verb}")),
-        ] {
-            text.push_str(&event.render().join("\n"));
-            text.push('\n');
-        }
+        events.push(PushEvent::Heading(format!("{}: {number}{commit} is deployed at {url}", app.name)));
+        events.push(PushEvent::Line(format!("To deploy it again: {verb}")));
     }
+    let text: String = events.iter().map(|event| event.render().join("\n") + "\n").collect();
     // git has what it came for, whether it reads this or not.
     drop(stderr.write_all(text.as_bytes()).await);
     0

@@ -13,6 +13,8 @@ use crate::model::CommitId;
 
 /// Shallow commits that a client may name.
 const MAX_SHALLOW: usize = 10_000;
+/// How long a client that wants nothing may take to give options, or to go.
+const AFTERTHOUGHT: Duration = Duration::from_secs(2);
 /// Push options that a client may give, and their bytes together.
 const MAX_OPTIONS: usize = 100;
 const MAX_OPTION_BYTES: usize = 16 << 10;
@@ -111,10 +113,16 @@ pub(super) async fn read_request<R: AsyncRead + Unpin>(
             )));
         }
     }
-    if request.capabilities.push_options && !request.commands.is_empty() {
+    if request.commands.is_empty() {
+        // Git sends its options all the same, though it has no command to say that on.
+        let read = tokio::time::timeout(AFTERTHOUGHT, read_options(reader, limits)).await;
+        request.options = read.ok().and_then(Result::ok).unwrap_or_default();
+        return Ok(false);
+    }
+    if request.capabilities.push_options {
         request.options = read_options(reader, limits).await?;
     }
-    Ok(!request.commands.is_empty())
+    Ok(true)
 }
 
 async fn read_options<R: AsyncRead + Unpin>(
@@ -240,6 +248,16 @@ mod tests {
     #[tokio::test]
     async fn a_flush_alone_wants_nothing() {
         assert_eq!(read(&[""]).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn options_are_read_though_there_is_nothing_to_send() {
+        let mut input = FLUSH.to_vec();
+        write_line(&mut input, b"supercede");
+        input.extend_from_slice(FLUSH);
+        let mut request = Request::default();
+        assert!(!read_request(&mut input.as_slice(), &Limits::default(), &mut request).await.unwrap());
+        assert_eq!(request.options, ["supercede"]);
     }
 
     #[tokio::test]

@@ -113,7 +113,7 @@ async fn serve(
         return;
     }
     let outcome = match git::receive_pack(repository, &refs, limits, &mut reader, writer).await {
-        Ok(Received::Nothing(_)) => Ok("nothing"),
+        Ok(Received::Nothing(..)) => Ok("nothing"),
         Ok(Received::Refused) => Ok("refused"),
         Ok(Received::Push(push, mut reporter)) => {
             reporter.progress("-----> received\n").await.unwrap();

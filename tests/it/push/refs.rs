@@ -54,6 +54,8 @@ fn a_push_with_nothing_to_send_says_what_is_deployed_and_deploy_does_it_again() 
     let app = machine.web("again", "one");
     app.push().succeeded();
     app.push().succeeded().says(&["again: v1", "is deployed at http://again.localhost:", "deploy -a again"]);
+    let misspelt = app.git(&["push", "-o", "supercede", "deis", "main"]).succeeded();
+    misspelt.says(&["unknown push option `supercede`: did you mean `supersede`?", "is deployed at"]);
     machine.verb("deploy -a again").succeeded().says(&["build #2", "Released v2"]);
     assert_eq!(machine.get("again", "/").unwrap(), (200, "one".to_owned()));
 }

@@ -23,7 +23,7 @@ pub(super) async fn receive(
     let before = refs.lock().unwrap().clone();
     let (push, mut reporter) = match receive_pack(&repository, &before, &limits, &mut stdin, stdout).await {
         Ok(Received::Push(push, reporter)) => (push, reporter),
-        Ok(Received::Nothing(_) | Received::Refused) | Err(_) => return 1,
+        Ok(Received::Nothing(..) | Received::Refused) | Err(_) => return 1,
     };
     reporter.progress("-----> Building\n").await.unwrap();
     if app.as_str() == "own-slow" {
