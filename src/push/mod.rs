@@ -47,7 +47,7 @@ pub use archive::{Archive, ArchiveError};
 pub use failure::{Ended, Failure};
 pub use hold::Hold;
 pub use metrics::Metrics;
-pub use rolling::{current_version, version};
+pub use rolling::{counts, current_version, version};
 pub use running::{Attached, Pushes};
 pub use sources::{Extent, Sources, SourcesError};
 

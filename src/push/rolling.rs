@@ -20,6 +20,11 @@ fn count(scale: &BTreeMap<ProcessType, u32>, process_type: &ProcessType) -> u32 
     scale.get(process_type).copied().unwrap_or(default)
 }
 
+/// How many instances of each of a release's process types run.
+pub fn counts(release: &Release, scale: &BTreeMap<ProcessType, u32>) -> BTreeMap<ProcessType, u32> {
+    release.processes.keys().map(|name| (name.clone(), count(scale, name))).collect()
+}
+
 /// What a release is to the runtime: its variables, and how many of each process run.
 pub async fn version(
     store: &dyn Store,
@@ -27,7 +32,7 @@ pub async fn version(
     scale: &BTreeMap<ProcessType, u32>,
 ) -> Result<Version, StoreError> {
     let config = crate::release::config_of(store, &release).await?;
-    let counts = release.processes.keys().map(|name| (name.clone(), count(scale, name))).collect();
+    let counts = counts(&release, scale);
     let ready_timeout = release.ready_timeout_seconds.map(Duration::from_secs);
     Ok(Version { variables: config.variables, scale: counts, ready_timeout, release })
 }

@@ -22,6 +22,7 @@ struct AppView {
     commit: Option<String>,
     image: Option<String>,
     created_at: jiff::Timestamp,
+    /// What runs; without a release what will, if somebody has said it.
     scale: BTreeMap<ProcessType, u32>,
     git: String,
 }
@@ -123,10 +124,10 @@ async fn view(context: &Context<'_>, app: App) -> Result<AppView> {
         collaborators: app.collaborators.iter().map(ToString::to_string).collect(),
         release: release.as_ref().map(|release| release.number.to_string()),
         commit: release.as_ref().map(|release| release.commit.to_string()),
+        scale: release.as_ref().map_or(app.scale.clone(), |release| crate::push::counts(release, &app.scale)),
         image: release
             .map(|release| format!("{registry}/{}@{}", release.index.repository, release.index.digest)),
         created_at: app.created_at,
-        scale: app.scale,
         name: app.name.to_string(),
     })
 }

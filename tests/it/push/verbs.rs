@@ -42,6 +42,9 @@ fn the_command_line_finds_server_and_app_from_the_git_remote() {
     assert!(ok && builds.contains("#1") && builds.contains("released as v1"), "{builds}");
     let (ok, info) = here(&["apps", "info"]);
     assert!(ok && info.contains("http://remote.localhost:"), "{info}");
+    let (_, json) = here(&["apps", "info", "--format", "json"]);
+    let app: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(app["scale"], serde_json::json!({"web": 1}), "what runs, whoever has said it");
     let (ok, json) = here(&["releases", "--format", "json"]);
     let releases: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(ok && releases[0]["summary"].as_str().unwrap().contains("deployed"), "{json}");
