@@ -1,12 +1,50 @@
 //! `access`
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{AccessArguments, AccessCommand, AppArgument, Context, Format, VerbError};
+use super::{AppArgument, Context, Format, FormatArgument, VerbError};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, ObjectName, User, UserName};
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `access`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AccessArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<AccessCommand>,
+    #[command(flatten)]
+    pub(crate) app: AppArgument,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with the people of an app.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum AccessCommand {
+    /// List who may push
+    List {
+        #[command(flatten)]
+        app: AppArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Let a user push
+    Add {
+        /// Who
+        user: UserName,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+    /// No longer let a user push
+    Remove {
+        /// Who
+        user: UserName,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+}
 
 #[derive(Debug, Serialize)]
 struct AccessView {

@@ -2,14 +2,54 @@
 
 use std::collections::BTreeMap;
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{AppsArguments, AppsCommand, Context, Format, VerbError};
+use super::{AppArgument, Context, Format, FormatArgument, VerbError};
 use crate::cli::render::{ago, table};
 use crate::model::store;
-use crate::model::{App, Config, Kind, ProcessType};
+use crate::model::{App, AppName, Config, Kind, ProcessType};
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `apps`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AppsArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<AppsCommand>,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with apps.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum AppsCommand {
+    /// List the apps that you may push to
+    List {
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Show one app: its URL, release, processes and people
+    Info {
+        #[command(flatten)]
+        app: AppArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Make an app without pushing to it
+    Create {
+        /// Its name
+        name: AppName,
+    },
+    /// Stop an app and remove everything of it
+    Destroy {
+        #[command(flatten)]
+        app: AppArgument,
+        /// The app's name again, since nothing of it can be had back
+        #[arg(long, value_name = "APP")]
+        confirm: AppName,
+    },
+}
 
 /// An app as it is listed.
 #[derive(Debug, Serialize)]

@@ -1,12 +1,62 @@
 //! `builds`
 
-use super::{AppArgument, BuildsArguments, BuildsCommand, Context, Format, VerbError};
+use clap::{Args, Subcommand};
+
+use super::{AppArgument, Context, Format, FormatArgument, VerbError};
 use crate::cli::render::{ago, table};
 use crate::model::store;
 use crate::model::{App, Build, BuildNumber, BuildState, Cancel, CancelReason, Outcome};
 use crate::push::claim;
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `builds`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BuildsArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<BuildsCommand>,
+    #[command(flatten)]
+    pub(crate) app: AppArgument,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with builds.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BuildsCommand {
+    /// List the builds, the newest first
+    List {
+        #[command(flatten)]
+        app: AppArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Show a build's log, and follow it while it runs
+    Log {
+        /// The build's number; by default the last
+        build: Option<BuildNumber>,
+        #[command(flatten)]
+        app: AppArgument,
+        /// Show what is there and do not wait for more
+        #[arg(long)]
+        no_follow: bool,
+        /// Follow a running build: the default, accepted for habit's sake
+        #[arg(short, long, conflicts_with = "no_follow")]
+        follow: bool,
+        /// Only lines after this one
+        #[arg(long, value_name = "LINE", default_value_t = 0)]
+        after: u64,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Stop a running build
+    Cancel {
+        /// The build's number; by default the running one
+        build: Option<BuildNumber>,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+}
 
 pub(super) async fn run(context: &mut Context<'_>, arguments: BuildsArguments) -> Result<u8> {
     match arguments.command {

@@ -2,11 +2,52 @@
 
 use std::collections::BTreeMap;
 
-use super::{AppArgument, ConfigArguments, ConfigCommand, Context, Format, VerbError};
+use clap::{Args, Subcommand};
+
+use super::{AppArgument, Context, Format, FormatArgument, VerbError};
 use crate::model::{App, EnvName, PushEvent, Secret};
 use crate::push::change::{self, VariableChanges};
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `config`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<ConfigCommand>,
+    #[command(flatten)]
+    pub(crate) app: AppArgument,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with variables.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// List the variables with their values
+    List {
+        #[command(flatten)]
+        app: AppArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Set variables, and release the app with them
+    Set {
+        /// Names with their values
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        variables: Vec<String>,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+    /// Unset variables, and release the app without them
+    Unset {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+}
 
 /// The longest value, in bytes: what the kernel takes as one string of an environment.
 const MAX_VALUE_BYTES: usize = 128 * 1024;

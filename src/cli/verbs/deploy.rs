@@ -1,8 +1,23 @@
 //! `deploy`
 
-use super::{Context, DeployArguments, Format, VerbError};
+use clap::Args;
+
+use super::{AppArgument, Context, Format, VerbError};
 use crate::model::{Chain, PushEvent, PushOptions};
 use crate::push::claim::{self, BuildOrder, ClaimError};
+
+/// `deploy`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeployArguments {
+    #[command(flatten)]
+    pub(crate) app: AppArgument,
+    /// Build without the cache
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Do not wait for the end
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
 
 /// Builds and releases again what the deploy branch names.
 pub(super) async fn run(context: &mut Context<'_>, arguments: DeployArguments) -> Result<u8, VerbError> {

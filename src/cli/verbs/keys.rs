@@ -1,14 +1,59 @@
 //! `keys`
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Context, Format, KeysArguments, KeysCommand, VerbError};
+use super::{Context, Format, FormatArgument, VerbError};
 use crate::cli::render::{ago, table};
 use crate::model::{PublicKey, UserName};
 use crate::receive::keys::{Added, Role};
 use crate::serve::people::People;
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `keys`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KeysArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<KeysCommand>,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with keys.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List your keys; an admin sees everybody's
+    List {
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Add a key: a file, `-` for standard input, the fingerprint of a key that was just refused, or choose from a menu
+    Add {
+        /// A `.pub` file, `-`, or `SHA256:…`
+        key: Option<String>,
+        /// Whose key it is; only an admin adds keys of others, and makes users by it
+        #[arg(long, value_name = "NAME")]
+        user: Option<UserName>,
+        /// What to call it; by default the key's comment
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// The new user is an admin
+        #[arg(long, requires = "user")]
+        admin: bool,
+        /// Write it into the cluster of your kubeconfig instead of asking the server: for the first admin
+        #[arg(long)]
+        kube: bool,
+        /// With `--kube`: the namespace of the apps
+        #[arg(long, value_name = "NAME", default_value = "hephy-apps", requires = "kube")]
+        apps_namespace: String,
+    },
+    /// Remove a key
+    Remove {
+        /// Its fingerprint or its name
+        key: String,
+    },
+}
 
 #[derive(Debug, Serialize)]
 struct KeyView {

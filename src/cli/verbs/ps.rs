@@ -2,11 +2,57 @@
 
 use std::collections::BTreeMap;
 
-use super::{AppArgument, Context, Format, PsArguments, PsCommand, VerbError};
+use clap::{Args, Subcommand};
+
+use super::{AppArgument, Context, Format, FormatArgument, VerbError};
 use crate::cli::render::{ago, table};
+use crate::model::ProcessType;
 use crate::push::change;
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `ps`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PsArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<PsCommand>,
+    #[command(flatten)]
+    pub(crate) app: AppArgument,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with processes.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum PsCommand {
+    /// List the processes
+    List {
+        #[command(flatten)]
+        app: AppArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Set how many of each type run: `web=2 worker=1`
+    Scale {
+        /// Types with their numbers
+        #[arg(required = true, value_name = "TYPE=NUMBER", value_parser = scale)]
+        counts: Vec<(ProcessType, u32)>,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+}
+
+/// The most instances of one process type on one machine.
+const MAX_INSTANCES: u32 = 64;
+
+fn scale(text: &str) -> std::result::Result<(ProcessType, u32), String> {
+    let (process_type, number) = text.split_once('=').ok_or("write TYPE=NUMBER, as in web=2")?;
+    let process_type = process_type.parse::<ProcessType>().map_err(|error| error.to_string())?;
+    match number.parse() {
+        Ok(number) if number <= MAX_INSTANCES => Ok((process_type, number)),
+        _ => Err(format!("`{number}` is not a number from 0 to {MAX_INSTANCES}")),
+    }
+}
 
 pub(super) async fn run(context: &mut Context<'_>, arguments: PsArguments) -> Result<()> {
     match arguments.command {

@@ -1,11 +1,32 @@
 //! `registry`
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Context, RegistryArguments, RegistryCommand, VerbError};
+use super::{Context, FormatArgument, VerbError};
 use crate::model::App;
 use crate::model::store;
 use crate::publish::Access;
+
+/// `registry`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RegistryArguments {
+    #[command(subcommand)]
+    pub(crate) command: RegistryCommand,
+}
+
+/// What to do with the registry.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum RegistryCommand {
+    /// Print a token that writes to the repositories of your apps, and how to use it
+    Token {
+        /// How long it is good for
+        #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = humantime::parse_duration)]
+        ttl: std::time::Duration,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+}
 
 #[derive(Debug, Serialize)]
 struct TokenView {

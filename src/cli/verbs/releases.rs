@@ -1,12 +1,44 @@
 //! `releases`
 
-use super::{AppArgument, Context, Format, ReleasesArguments, ReleasesCommand, VerbError};
+use clap::{Args, Subcommand};
+
+use super::{AppArgument, Context, Format, FormatArgument, VerbError};
 use crate::cli::render::{ago, table};
 use crate::model::store;
 use crate::model::{Release, ReleaseNumber, ReleaseState};
 use crate::push::change;
 
 type Result<T> = std::result::Result<T, VerbError>;
+
+/// `releases`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReleasesArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<ReleasesCommand>,
+    #[command(flatten)]
+    pub(crate) app: AppArgument,
+    #[command(flatten)]
+    pub(crate) format: FormatArgument,
+}
+
+/// What to do with releases.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum ReleasesCommand {
+    /// List the releases, the newest first
+    List {
+        #[command(flatten)]
+        app: AppArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Make a new release with the image and the config of an older one
+    Rollback {
+        /// The older release; by default the one before the current
+        release: Option<ReleaseNumber>,
+        #[command(flatten)]
+        app: AppArgument,
+    },
+}
 
 pub(super) async fn run(context: &mut Context<'_>, arguments: ReleasesArguments) -> Result<()> {
     match arguments.command {
