@@ -6,6 +6,7 @@ mod defaults;
 mod driver;
 mod image;
 mod installation;
+mod place;
 mod power;
 mod rights;
 mod router;

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use super::place::{Namespaced, eventually};
 use super::rights;
-use super::runtime::{Namespaced, eventually};
 use crate::registry::tls::certificate;
 use crate::runtime_conformance::{Place as _, SERVE};
 
