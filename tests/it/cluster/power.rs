@@ -1,22 +1,15 @@
-//! A node that loses its power under a build. Not in the usual run: everything that is on the node is lost with it.
+//! Nodes that lose their power under a build. Not in the usual run: everything that is on a node is lost with it.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use super::installation::Installation;
+use super::installation::{Installation, Repository};
 use super::kubectl;
 use super::whole::{RUNNING, SERVER};
 use crate::machine::{Ran, eventually};
 
-#[test]
-#[ignore = "needs a cluster, and a program that stops its nodes: HEPHY_CLUSTER=… scripts/test-cluster cluster::power"]
-fn a_build_whose_node_loses_power_is_made_again() {
-    let cluster = std::env::var_os("HEPHY_CLUSTER").unwrap();
-    let cluster = |words: &[&str]| {
-        // What it starts goes on, and would keep a pipe open.
-        let status = Command::new(&cluster).args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        assert!(status.unwrap().success(), "{words:?}");
-    };
-    let hephy = Installation::install(&[]);
+/// An app that is in the middle of its builds on both nodes, and the push that waits for them.
+fn building(hephy: &Installation) -> (Repository<'_>, Child) {
     let app = hephy.web("hello", "with power\n");
     let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
     let slow = good.replace("RUN uname -m > /machine", "RUN sleep 11; uname -m > /machine");
@@ -25,12 +18,55 @@ fn a_build_whose_node_loses_power_is_made_again() {
     let mut push = app.command(&["push", "deis", "main"]);
     let push = push.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     eventually("both pods build", || kubectl(&RUNNING).stdout.lines().count() == 2);
-    // The server is to be on the other one.
+    (app, push)
+}
+
+/// The node on which the server is not.
+fn other_node() -> &'static str {
     let place = ["get", "pods", "-n", "hephy", "-l", SERVER, "-o", "jsonpath={.items[*].spec.nodeName}"];
-    let lost = if kubectl(&place).succeeded().stdout == "n2" { "n1" } else { "n2" };
-    cluster(&["stop-node", lost]);
+    if kubectl(&place).succeeded().stdout == "n2" { "n1" } else { "n2" }
+}
+
+fn cluster(words: &[&str]) {
+    // What it starts goes on, and would keep a pipe open.
+    let mut command = Command::new(std::env::var_os("HEPHY_CLUSTER").unwrap());
+    let status = command.args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.unwrap().success(), "{words:?}");
+}
+
+#[test]
+#[ignore = "needs a cluster, and a program that stops its nodes: HEPHY_CLUSTER=… scripts/test-cluster cluster::power"]
+fn a_build_whose_node_loses_power_is_made_again() {
+    let hephy = Installation::install(&[]);
+    let (_app, push) = building(&hephy);
+    cluster(&["stop-node", other_node()]);
     cluster(&["up"]);
     Ran::of(push.wait_with_output().unwrap()).succeeded().says(&["attempt 2 of 3"]);
+    eventually("the app answers", || {
+        hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "with power\n".to_owned()))
+    });
+}
+
+#[test]
+#[ignore = "needs a cluster, and a program that stops its nodes: HEPHY_CLUSTER=… scripts/test-cluster cluster::power"]
+fn a_build_whose_node_is_given_up_waits_for_another() {
+    let hephy = Installation::install(&[]);
+    let (_app, push) = building(&hephy);
+    cluster(&["stop-node", other_node()]);
+    // The cluster gives the node up after 40 seconds, and the build's pod a minute later.
+    let second = || {
+        let jobs = kubectl(&["get", "jobs", "-n", "hephy-builds", "-o", "name"]).stdout;
+        jobs.lines().any(|job| job.ends_with("--2"))
+    };
+    let begun = Instant::now();
+    while !second() {
+        assert!(begun.elapsed() < Duration::from_secs(300), "there was no other attempt");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    std::thread::sleep(Duration::from_secs(10));
+    cluster(&["up"]);
+    let ended = Ran::of(push.wait_with_output().unwrap()).succeeded();
+    drop(ended.says(&["attempt 2 of 3", "takes the build: 0/2 nodes are available", "unreachable"]));
     eventually("the app answers", || {
         hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "with power\n".to_owned()))
     });
