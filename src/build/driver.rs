@@ -264,7 +264,7 @@ pub trait Driver: Send + Sync {
     /// Builds one platform and sends every event of the build, in order.
     ///
     /// Idempotent on the name and the platform (on one machine on `request.directory`): an engine still at work there is followed from its first event, a
-    /// finished one is replayed, otherwise a new one is started. A slow or dropped receiver of `events` slows
+    /// finished one is replayed, otherwise a new one is started, which [`BuildEvent::Begun`] says first. A slow or dropped receiver of `events` slows
     /// nothing and fails nothing.
     ///
     /// # Cancel safety

@@ -15,10 +15,16 @@ pub const MAX_LINE_BYTES: usize = 8 * 1024;
 /// The width of the column of a step's text.
 const TEXT_COLUMNS: usize = 39;
 
+/// Between why an attempt was lost and which is next.
+const ANOTHER: &str = "; attempt ";
+
 /// One thing that a build tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum BuildEvent {
+    /// Nothing was told of this engine before. A driver tells it, and no engine: what is told without it before may have
+    /// been told to somebody else.
+    Begun,
     /// The plan is made.
     Started {
         /// What is built.
@@ -115,7 +121,7 @@ impl BuildEvent {
             Self::Started { isolation, .. } if isolation != "userns" => {
                 vec![format!("isolation: {isolation}")]
             }
-            Self::Started { .. } | Self::Finished { .. } => Vec::new(),
+            Self::Begun | Self::Started { .. } | Self::Finished { .. } => Vec::new(),
             Self::Step { number, of, text, state, .. } => {
                 step_line(*number, *of, text, state).into_iter().collect()
             }
@@ -125,6 +131,21 @@ impl BuildEvent {
             Self::Failed { failure } => failure_lines(failure),
         }
     }
+}
+
+/// The line that says that an engine was lost and another begins.
+#[must_use]
+pub fn another_attempt(reason: &str, number: u32, of: u32) -> String {
+    format!("{reason}{ANOTHER}{number} of {of}")
+}
+
+/// Whether a line is one of [`another_attempt`].
+#[must_use]
+pub fn begins_attempt(line: &str) -> bool {
+    let numbers = line.rsplit_once(ANOTHER).and_then(|(_, numbers)| numbers.split_once(" of "));
+    // What a command prints is indented.
+    !line.starts_with(' ')
+        && numbers.is_some_and(|(number, of)| number.parse::<u32>().is_ok() && of.parse::<u32>().is_ok())
 }
 
 fn step_line(number: u32, of: u32, text: &str, state: &StepState) -> Option<String> {
@@ -205,6 +226,14 @@ mod tests {
             "at":{"file":"Dockerfile","line":3},"state":{"state":"started"}}"#;
         let event = serde_json::from_str(json).unwrap();
         assert!(matches!(event, BuildEvent::Step { number: 1, time: None, .. }));
+    }
+
+    #[test]
+    fn the_line_of_another_attempt_is_known_again() {
+        let line = another_attempt("the pod is gone", 2, 3);
+        assert_eq!(line, "the pod is gone; attempt 2 of 3");
+        assert!(begins_attempt(&line) && !begins_attempt(&format!("    {line}")));
+        assert!(!begins_attempt("1/2 RUN make; attempt it"));
     }
 
     #[test]

@@ -60,7 +60,9 @@ pub use driver::{
     LayerOrigin, Location, NetworkMode, StepFailure, chain,
 };
 pub use engine::{BuildOptions, EventSink, build, layers_directory};
-pub use event::{BuildEvent, MAX_LINE_BYTES, NumberedEvent, StepState, elapsed};
+pub use event::{
+    BuildEvent, MAX_LINE_BYTES, NumberedEvent, StepState, another_attempt, begins_attempt, elapsed,
+};
 pub use gauges::{ByMachine, Counted, QueueGauges};
 pub use image::{ImageFormat, compression, with_default_tag};
 pub use mirror::{Mirror, MirrorError, Mirrors, Namespace};

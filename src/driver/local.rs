@@ -166,6 +166,7 @@ impl Driver for LocalDriver {
     ) -> Result<PlatformImage, BuildFailure> {
         let failed = |what: &'static str| move |error: io::Error| BuildFailure::platform(what, &error);
         let _running = self.gauges.runs(&Platform::native());
+        let is_left = request.directory.join(EVENTS_FILE).exists();
         let mut engine = self.engine(request).map_err(failed("failed to start the build engine"))?;
         if let Some(Engine::Ours(child)) = &mut engine
             && let Some(mut stdin) = child.stdin.take()
@@ -173,6 +174,13 @@ impl Driver for LocalDriver {
         {
             // An engine that ended already says why in its result.
             drop(stdin.write_all(config.as_bytes()).await);
+        }
+        if matches!(engine, Some(Engine::Ours(_))) {
+            let _gone = events.send(BuildEvent::Begun).await;
+            if is_left {
+                let text = "the engine was gone: the build begins again".to_owned();
+                let _gone = events.send(BuildEvent::Note { text }).await;
+            }
         }
         let mut follower = Follower::new(&request.directory, events);
         let cancelled = match &mut engine {

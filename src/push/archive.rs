@@ -1,18 +1,27 @@
-//! Logs of builds that have ended, in the registry: for a server that has no file of its own.
+//! Logs of builds in the registry: for a server that has no file of its own, or goes on with another's.
 //!
-//! A log is a blob of the app's repository, named by a manifest with the tag `log-7`.
+//! A log is some layers of a manifest in the app's repository with the tag `log-7`, each the gzip of whole lines that go on
+//! from the layer before. While the build runs, who writes the log adds what is new; when it has ended, all is one layer.
 
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use flate2::Compression;
-use flate2::read::{GzDecoder, GzEncoder};
+use flate2::read::GzEncoder;
 
 use super::sources::digest_of_file;
 use crate::model::Build;
 use crate::oci::{Descriptor, Digest, Manifest, MediaType, RawManifest, Repository, Tag, Target};
 use crate::publish::Place;
 use crate::registry::client::{BlobSource, Client, ClientError};
+
+mod reading;
+mod segments;
+
+pub(super) use segments::{Segments, Uploading};
 
 /// What the manifest of a log is.
 const ARTIFACT: &str = "application/vnd.hephy.build-log.v1";
@@ -21,14 +30,34 @@ const LOG: &str = "application/vnd.hephy.build-log.v1+gzip";
 /// The annotation that says which build of this number it was.
 const CREATED: &str = "dev.hephy.build.created";
 
-/// The largest log that is read back, in bytes, once unpacked: more than any that is written.
-const MAX_LOG_BYTES: u64 = 80 * 1024 * 1024;
+/// The annotation of a manifest whose log is still written.
+const RUNNING: &str = "dev.hephy.build.running";
 
-/// Where logs are kept that have ended.
+/// The annotation of a layer that names its last line.
+const LAST: &str = "dev.hephy.build-log.last";
+
+/// The most layers of a log: where there are so many, all becomes one.
+const MAX_SEGMENTS: usize = 64;
+
+/// Where logs are kept for other servers.
 #[derive(Debug, Clone)]
 pub struct Archive {
     client: Client,
     place: Place,
+    /// How long after the line before what is new is added, at the beginning of a build and at most.
+    interval: Duration,
+    longest: Duration,
+    /// Whether the registry lets what was replaced be removed, as far as we know.
+    removes: Arc<AtomicBool>,
+}
+
+/// How much of a log the archive has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// What was written some time ago.
+    SoFar,
 }
 
 /// Why a log is not in the registry, or not read back from there.
@@ -40,13 +69,23 @@ pub enum ArchiveError {
     /// The registry.
     #[error("cannot keep the log in the registry, or find it there")]
     Registry(#[from] ClientError),
+    /// What the registry has is not a log.
+    #[error("the log in the registry is not one: {0}")]
+    Malformed(&'static str),
 }
 
 impl Archive {
     /// Logs in the repositories of the apps in this registry.
     #[must_use]
-    pub const fn new(client: Client, place: Place) -> Self {
-        Self { client, place }
+    pub fn new(client: Client, place: Place) -> Self {
+        let (interval, longest) = (Duration::from_secs(2), Duration::from_secs(15));
+        Self { client, place, interval, longest, removes: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// The same, to which what is new of a running log is added so long after the line before, later in a long build.
+    #[must_use]
+    pub fn every(self, interval: Duration, longest: Duration) -> Self {
+        Self { interval, longest, ..self }
     }
 
     fn find(&self, build: &Build) -> io::Result<(Repository, Target)> {
@@ -55,69 +94,75 @@ impl Archive {
         Ok((repository, Target::Tag(tag)))
     }
 
-    /// Puts a log into the registry. The same again changes nothing.
+    /// Puts a log into the registry whose build has ended. The same again changes nothing.
     pub async fn put(&self, build: &Build, log: &Path) -> Result<(), ArchiveError> {
-        let (repository, target) = self.find(build)?;
-        let packed = log.with_extension("gz");
-        let (digest, size) = blocking(pack, log.to_owned(), packed.clone()).await?;
+        let bytes = tokio::fs::metadata(log).await?.len();
+        let layer = self.push(build, log, (0, bytes)).await?;
+        self.list(build, vec![layer], Extent::Whole).await
+    }
+
+    /// Puts a part of a log into the registry, as a blob that nothing lists yet.
+    async fn push(
+        &self,
+        build: &Build,
+        log: &Path,
+        (from, to): (u64, u64),
+    ) -> Result<Descriptor, ArchiveError> {
+        let (repository, _) = self.find(build)?;
+        let (log, packed) = (log.to_owned(), log.with_extension("gz"));
+        let to_pack = packed.clone();
+        let (digest, size) = blocking(move || pack(&log, (from, to), &to_pack)).await?;
         let pushed = self.client.push_blob(&repository, BlobSource::file(&packed, digest, size), &[]).await;
         // It is of no use any more, whether it is there now or not.
         drop(tokio::fs::remove_file(&packed).await);
         pushed?;
+        Ok(Descriptor::new(MediaType::from(LOG), digest, size))
+    }
+
+    /// Says of which layers a log is, and removes what said so before where the registry lets us.
+    async fn list(&self, build: &Build, layers: Vec<Descriptor>, extent: Extent) -> Result<(), ArchiveError> {
+        let (repository, target) = self.find(build)?;
         let empty = Descriptor::of(MediaType::Empty, b"{}");
         self.client.push_blob(&repository, BlobSource::bytes("{}"), &[]).await?;
-        let layers = vec![Descriptor::new(MediaType::from(LOG), digest, size)];
         let artifact_type = Some(MediaType::from(ARTIFACT));
         // An app of the same name may have been there before, with a build of the same number.
-        let annotations = [(CREATED.to_owned(), build.created_at.to_string())].into();
-        let manifest = Manifest { artifact_type, annotations, ..Manifest::image(empty, layers) };
-        self.client.push_manifest(&repository, &target, &RawManifest::image(&manifest)).await?;
+        let mut annotations: std::collections::BTreeMap<_, _> =
+            [(CREATED.to_owned(), build.created_at.to_string())].into();
+        if extent == Extent::SoFar {
+            annotations.insert(RUNNING.to_owned(), "true".to_owned());
+        }
+        let manifest =
+            RawManifest::image(&Manifest { artifact_type, annotations, ..Manifest::image(empty, layers) });
+        let before = self.client.head_manifest(&repository, &target).await?.map(|before| before.digest);
+        self.client.push_manifest(&repository, &target, &manifest).await?;
+        if let Some(before) = before.filter(|before| *before != manifest.digest()) {
+            self.remove(&repository, before).await;
+        }
         Ok(())
     }
 
-    /// Writes a log that the registry has to a file, whole or not at all; says whether it has it.
-    pub async fn get(&self, build: &Build, log: &Path) -> Result<bool, ArchiveError> {
-        let (repository, target) = self.find(build)?;
-        let Some(manifest) = self.client.find_manifest(&repository, &target).await? else { return Ok(false) };
-        let created = build.created_at.to_string();
-        let image = manifest.as_image().filter(|image| image.annotations.get(CREATED) == Some(&created));
-        let layers = image.map(|image| image.layers.as_slice()).unwrap_or_default();
-        let Some(layer) = layers.iter().find(|layer| layer.media_type.as_str() == LOG) else {
-            return Ok(false);
-        };
-        let directory = log.parent().unwrap_or(Path::new("."));
-        tokio::fs::create_dir_all(directory).await?;
-        let arriving = tempfile::Builder::new().prefix("log-").tempdir_in(directory)?;
-        let packed = arriving.path().join("packed");
-        let mut file = tokio::fs::File::create(&packed).await?;
-        self.client.pull_blob(&repository, layer, &mut file).await?;
-        let unpacked = arriving.path().join("log");
-        blocking(unpack, packed, unpacked.clone()).await?;
-        tokio::fs::rename(&unpacked, log).await?;
-        Ok(true)
+    /// Many registries let nobody do that; they have rules of their own for what has no tag.
+    async fn remove(&self, repository: &Repository, manifest: Digest) {
+        if !self.removes.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = self.client.delete_manifest(repository, &Target::Digest(manifest)).await {
+            tracing::debug!(%repository, %manifest, %error, "what was replaced of a log stays");
+            let is_refused = error.is_denied()
+                || matches!(&error, ClientError::Status { status, .. } if status.is_client_error());
+            self.removes.fetch_and(!is_refused, Ordering::Relaxed);
+        }
     }
 }
 
-fn pack(from: &Path, to: &Path) -> io::Result<(Digest, u64)> {
-    let mut packed = GzEncoder::new(std::fs::File::open(from)?, Compression::default());
+fn pack(from: &Path, (start, end): (u64, u64), to: &Path) -> io::Result<(Digest, u64)> {
+    let mut file = std::fs::File::open(from)?;
+    file.seek(SeekFrom::Start(start))?;
+    let mut packed = GzEncoder::new(file.take(end - start), Compression::default());
     io::copy(&mut packed, &mut std::fs::File::create(to)?)?;
     digest_of_file(to)
 }
 
-fn unpack(from: &Path, to: &Path) -> io::Result<()> {
-    let unpacked = GzDecoder::new(std::fs::File::open(from)?);
-    let written = io::copy(&mut unpacked.take(MAX_LOG_BYTES + 1), &mut std::fs::File::create(to)?)?;
-    if written > MAX_LOG_BYTES {
-        Err(io::Error::other("the log in the registry is too large"))
-    } else {
-        Ok(())
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: fn(&Path, &Path) -> io::Result<T>,
-    from: PathBuf,
-    to: PathBuf,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(move || work(&from, &to)).await.map_err(io::Error::other)?
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

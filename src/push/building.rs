@@ -19,6 +19,13 @@ use crate::oci::{Platform, Reference};
 /// How long what a build may write with is good for, beyond the build's own limit.
 const TOKEN_SLACK: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// What the build of a platform says.
+enum Said {
+    /// None of it was said before.
+    Begun,
+    Line(String),
+}
+
 pub(super) async fn build(
     stages: &Stages,
     build: &Build,
@@ -50,8 +57,11 @@ pub(super) async fn build(
     drop(lines);
     let built = future::join_all(builds);
     let forward = async {
-        while let Some((platform, text)) = received.recv().await {
-            tell(log, PushEvent::Platform { platform, text }).await;
+        while let Some((platform, said)) = received.recv().await {
+            match said {
+                Said::Begun => log.begins(&platform),
+                Said::Line(text) => tell(log, PushEvent::Platform { platform, text }).await,
+            }
         }
     };
     let (built, ()) = future::join(built, forward).await;
@@ -129,16 +139,17 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
 async fn one(
     (stages, mut trace): (&Stages, PlatformTrace),
     request: BuildRequest,
-    lines: mpsc::Sender<(Platform, String)>,
+    lines: mpsc::Sender<(Platform, Said)>,
     cancel: CancellationToken,
 ) -> Result<PlatformImage, BuildFailure> {
     let (events, mut received) = mpsc::channel::<BuildEvent>(256);
     let forward = async {
         while let Some(event) = received.recv().await {
             trace.take(&event);
-            for line in event.lines() {
+            let begun = matches!(event, BuildEvent::Begun).then_some(Said::Begun);
+            for said in begun.into_iter().chain(event.lines().into_iter().map(Said::Line)) {
                 // The receiver lives as long as the builds do.
-                drop(lines.send((request.platform.clone(), line)).await);
+                drop(lines.send((request.platform.clone(), said)).await);
             }
         }
     };

@@ -2,7 +2,7 @@
 //!
 //! The connection of a pusher, `builds log` and a replay are all views of the file, so there is one way to
 //! show a build. A line is a JSON [`LogLine`]; a torn last line (a crash while writing) is cut off at the next
-//! opening.
+//! opening. Who opens a log that has lines already goes on with a build, and what is told again of it is not written again.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,46 +14,68 @@ use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::watch;
 
-use super::archive::{Archive, ArchiveError};
-use crate::model::{AppName, Build, BuildNumber, Chain, LogLine, PushEvent};
+use super::archive::{Archive, Segments, Uploading};
+use crate::model::{AppName, Build, BuildNumber, LogLine, PushEvent};
+use crate::oci::Platform;
+
+mod archived;
+mod told;
+
+pub(super) use archived::Mirror;
+use told::Told;
 
 /// The largest log that is kept, in bytes: what comes after is dropped, and the log says so.
 const MAX_LOG_BYTES: u64 = 64 * 1024 * 1024;
 
+/// What the log says where it ends so.
+const FULL: &str = "the log is full (64 MiB): what follows is not kept";
+
 /// The longest text of one line, in bytes.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// How long a build that has ended waits for its log to be in the archive.
-const ARCHIVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// The file beside a log that says that it has all lines of the build.
-const WHOLE: &str = "whole";
+/// The longest line, in bytes.
+pub(super) const MAX_LINE_BYTES: u64 = 8 * MAX_TEXT_BYTES as u64;
 
 type Key = (AppName, BuildNumber);
+
+/// How far a log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Written {
+    /// The number of the last line.
+    pub(super) number: u64,
+    /// The length of all lines.
+    pub(super) bytes: u64,
+}
 
 /// The logs of all builds, below one directory.
 #[derive(Debug, Clone)]
 pub struct Logs {
     directory: PathBuf,
-    running: Arc<Mutex<HashMap<Key, watch::Receiver<u64>>>>,
+    running: Running,
     archive: Option<Archive>,
 }
+
+/// The logs that this process writes.
+type Running = Arc<Mutex<HashMap<Key, watch::Receiver<Written>>>>;
 
 /// Writes one build's log; followers end when it is dropped.
 #[derive(Debug)]
 pub struct LogWriter {
     file: File,
-    last: watch::Sender<u64>,
-    bytes: u64,
+    written: watch::Sender<Written>,
+    is_full: bool,
+    /// What was said by who wrote it before.
+    told: Told,
     key: Key,
-    running: Arc<Mutex<HashMap<Key, watch::Receiver<u64>>>>,
+    running: Running,
+    uploading: Option<Uploading>,
 }
 
 /// Reads one build's log, waiting for lines while it is being written.
 #[derive(Debug)]
 pub struct LogReader {
     lines: BufReader<File>,
-    last: Option<watch::Receiver<u64>>,
+    written: Option<watch::Receiver<Written>>,
     read: u64,
 }
 
@@ -64,42 +86,10 @@ impl Logs {
         Self { directory, running: Arc::default(), archive: None }
     }
 
-    /// The same, and those of builds that have ended also there, for other servers to find.
+    /// The same, and also there, for other servers to find: what is new of a running one every few seconds.
     #[must_use]
     pub fn archived(self, archive: Archive) -> Self {
         Self { archive: Some(archive), ..self }
-    }
-
-    /// Puts the log of a build that ends into the archive. A log that is not there stops no build; the operator is told.
-    pub async fn keep(&self, build: &Build) {
-        let Some(archive) = &self.archive else { return };
-        let log = self.build_directory(build).join("log");
-        let put = tokio::time::timeout(ARCHIVE_PATIENCE, archive.put(build, &log)).await;
-        let error = match put {
-            Ok(Ok(())) => {
-                // Where this is lacking, the log is looked for in the archive again.
-                drop(tokio::fs::write(log.with_extension(WHOLE), b"").await);
-                return;
-            }
-            Ok(Err(error)) => Chain(&error).to_string(),
-            Err(elapsed) => elapsed.to_string(),
-        };
-        tracing::error!(app = %build.app, build = %build.number, error, "a build's log is not in the registry");
-    }
-
-    /// Gets the log of a build that has ended from the archive, unless it is here whole: what is here may end where
-    /// another server went on.
-    pub async fn fetch(&self, build: &Build) -> Result<(), ArchiveError> {
-        let Some(archive) = &self.archive else { return Ok(()) };
-        let log = self.build_directory(build).join("log");
-        let whole = log.with_extension(WHOLE);
-        if build.outcome.is_some() && !tokio::fs::try_exists(&whole).await? && !self.is_written(build) {
-            archive.get(build, &log).await?;
-            if tokio::fs::try_exists(&log).await? {
-                tokio::fs::write(whole, b"").await?;
-            }
-        }
-        Ok(())
     }
 
     /// Whether this process writes the log.
@@ -122,69 +112,90 @@ impl Logs {
         self.directory.join(app.as_str())
     }
 
+    fn file(&self, build: &Build) -> PathBuf {
+        self.build_directory(build).join("log")
+    }
+
     /// Opens a build's log to append to it, after what is there already.
     pub async fn write(&self, build: &Build) -> io::Result<LogWriter> {
-        let directory = self.build_directory(build);
-        tokio::fs::create_dir_all(&directory).await?;
-        let path = directory.join("log");
-        let (number, bytes) = whole_lines(&path).await?;
+        let path = self.file(build);
+        tokio::fs::create_dir_all(self.build_directory(build)).await?;
+        let (before, told) = whole_lines(&path).await?;
         let file = OpenOptions::new().create(true).append(true).open(&path).await?;
-        file.set_len(bytes).await?;
-        let (last, receiver) = watch::channel(number);
+        file.set_len(before.bytes).await?;
+        let (written, receiver) = watch::channel(before);
+        let uploading = self.archive.as_ref().map(|archive| {
+            let segments = Segments::new(archive.clone(), build.clone(), path, receiver.clone());
+            Uploading::start(segments)
+        });
         let key = (build.app.clone(), build.number);
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), receiver);
-        Ok(LogWriter { file, last, bytes, key, running: Arc::clone(&self.running) })
+        let running = Arc::clone(&self.running);
+        Ok(LogWriter { file, written, is_full: false, told, key, running, uploading })
     }
 
     /// Reads a build's log after line `after`; `None` if there is no log (yet).
     pub async fn read(&self, build: &Build, after: u64) -> io::Result<Option<LogReader>> {
         let key = (build.app.clone(), build.number);
-        let last = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let file = match File::open(self.build_directory(build).join("log")).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut reader = LogReader { lines: BufReader::new(file), last, read: 0 };
+        let written = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let Some(mut reader) = LogReader::open(&self.file(build)).await? else { return Ok(None) };
         while reader.read < after && reader.next_written().await?.is_some() {}
-        Ok(Some(reader))
+        Ok(Some(LogReader { written, ..reader }))
     }
 }
 
-/// The number of the last whole line and the length of all whole lines.
-async fn whole_lines(path: &Path) -> io::Result<(u64, u64)> {
-    let file = match File::open(path).await {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
-        Err(error) => return Err(error),
-    };
-    let mut reader = LogReader { lines: BufReader::new(file), last: None, read: 0 };
-    while reader.next_written().await?.is_some() {}
+/// How far a log has whole lines, and what they say.
+async fn whole_lines(path: &Path) -> io::Result<(Written, Told)> {
+    let mut told = Told::default();
+    let Some(mut reader) = LogReader::open(path).await? else { return Ok((Written::default(), told)) };
+    while let Some(line) = reader.next_written().await? {
+        told.add(&line.event);
+    }
     let bytes = reader.lines.stream_position().await?;
-    Ok((reader.read, bytes))
+    Ok((Written { number: reader.read, bytes }, told))
 }
 
 impl LogWriter {
-    /// Appends an event. It is in the file, for every follower, when this returns.
+    /// Appends an event, unless who wrote the log before has said it. It is in the file, for every follower, when this returns.
     pub async fn write(&mut self, event: PushEvent) -> io::Result<()> {
-        if self.bytes > MAX_LOG_BYTES {
+        let Written { number, bytes } = *self.written.borrow();
+        let mut event = shortened(event);
+        if self.is_full || self.told.take(&event) {
             return Ok(());
         }
-        let number = *self.last.borrow() + 1;
-        let event = if self.bytes + MAX_TEXT_BYTES as u64 > MAX_LOG_BYTES {
-            self.bytes = MAX_LOG_BYTES;
-            PushEvent::Problem("the log is full (64 MiB): what follows is not kept".to_owned())
-        } else {
-            shortened(event)
-        };
+        if bytes + MAX_TEXT_BYTES as u64 > MAX_LOG_BYTES {
+            self.is_full = true;
+            event = PushEvent::Problem(FULL.to_owned());
+            if self.told.take(&event) {
+                return Ok(());
+            }
+        }
+        let number = number + 1;
         let mut json = serde_json::to_vec(&LogLine { number, at: Timestamp::now(), event })?;
         json.push(b'\n');
-        self.file.write_all(&json).await?;
-        self.file.flush().await?;
-        self.bytes += json.len() as u64;
-        self.last.send_replace(number);
+        if let Err(error) = append(&mut self.file, &json).await {
+            // What there is of the line would spoil the next.
+            self.file.set_len(bytes).await?;
+            return Err(error);
+        }
+        self.written.send_replace(Written { number, bytes: bytes + json.len() as u64 });
         Ok(())
     }
+
+    /// What is said of a platform from here on is not what was said before: its build has begun anew.
+    pub(super) fn begins(&mut self, platform: &Platform) {
+        self.told.forget(platform);
+    }
+
+    /// What is kept of the log while it is written, where it is kept.
+    pub(super) fn segments(&self) -> Option<Arc<Segments>> {
+        self.uploading.as_ref().map(Uploading::segments)
+    }
+}
+
+async fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes).await?;
+    file.flush().await
 }
 
 impl Drop for LogWriter {
@@ -210,27 +221,36 @@ fn shortened(event: PushEvent) -> PushEvent {
 }
 
 impl LogReader {
+    /// Reads what is in a file; `None` if there is none.
+    async fn open(path: &Path) -> io::Result<Option<Self>> {
+        match File::open(path).await {
+            Ok(file) => Ok(Some(Self { lines: BufReader::new(file), written: None, read: 0 })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ends with what is written now, even if the build runs.
     #[must_use]
     pub fn without_waiting(self) -> Self {
-        Self { last: None, ..self }
+        Self { written: None, ..self }
     }
 
     /// The next line, waiting for it while the build runs; `None` at the end. Not cancel safe.
     pub async fn next(&mut self) -> io::Result<Option<LogLine>> {
         loop {
-            let written = self.last.as_ref().map(|last| *last.borrow());
+            let written = self.written.as_ref().map(|written| written.borrow().number);
             if written.is_none_or(|written| self.read < written) {
                 let line = self.next_written().await?;
                 if line.is_some() || written.is_none() {
                     return Ok(line);
                 }
             }
-            if let Some(last) = &mut self.last {
+            if let Some(written) = &mut self.written {
                 let read = self.read;
-                if last.wait_for(|written| *written > read).await.is_err() {
+                if written.wait_for(|written| written.number > read).await.is_err() {
                     // The writer is gone: what it wrote last is still to be read.
-                    self.last = None;
+                    self.written = None;
                 }
             }
         }
@@ -240,8 +260,7 @@ impl LogReader {
     async fn next_written(&mut self) -> io::Result<Option<LogLine>> {
         let start = self.lines.stream_position().await?;
         let mut json = Vec::new();
-        let limit = 8 * MAX_TEXT_BYTES as u64;
-        (&mut self.lines).take(limit).read_until(b'\n', &mut json).await?;
+        (&mut self.lines).take(MAX_LINE_BYTES).read_until(b'\n', &mut json).await?;
         let line = json.ends_with(b"\n").then(|| serde_json::from_slice::<LogLine>(&json).ok()).flatten();
         match line {
             Some(line) => {
@@ -320,6 +339,46 @@ mod tests {
         logs.write(&build).await.unwrap().write(line("two")).await.unwrap();
         let mut reader = logs.read(&build, 1).await.unwrap().unwrap();
         assert_eq!(rest(&mut reader).await, [(2, line("two"))]);
+    }
+
+    #[tokio::test]
+    async fn who_goes_on_with_a_log_says_again_only_what_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(directory.path().to_owned());
+        let (build, platform) = (build(), Platform::native());
+        let of = |text: &str| PushEvent::Platform { platform: platform.clone(), text: text.to_owned() };
+        let said = [line("one"), of("a"), of("b")];
+        let mut writer = logs.write(&build).await.unwrap();
+        for event in said.clone() {
+            writer.write(event).await.unwrap();
+        }
+        drop(writer);
+        let mut writer = logs.write(&build).await.unwrap();
+        for event in said.into_iter().chain([of("c"), line("one")]) {
+            writer.write(event).await.unwrap();
+        }
+        drop(writer);
+        let mut writer = logs.write(&build).await.unwrap();
+        writer.begins(&platform);
+        writer.write(of("a")).await.unwrap();
+        drop(writer);
+        let mut reader = logs.read(&build, 3).await.unwrap().unwrap();
+        assert_eq!(rest(&mut reader).await, [(4, of("c")), (5, line("one")), (6, of("a"))]);
+    }
+
+    #[tokio::test]
+    async fn a_full_log_says_so_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(directory.path().to_owned());
+        let build = build();
+        let mut writer = logs.write(&build).await.unwrap();
+        writer.write(line("one")).await.unwrap();
+        writer.written.send_modify(|written| written.bytes = MAX_LOG_BYTES - 100);
+        for text in ["two", "three"] {
+            writer.write(line(text)).await.unwrap();
+        }
+        let mut reader = logs.read(&build, 1).await.unwrap().unwrap().without_waiting();
+        assert_eq!(rest(&mut reader).await, [(2, PushEvent::Problem(FULL.to_owned()))]);
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ mod building;
 pub mod change;
 pub mod claim;
 mod failure;
+mod following;
 mod hold;
 pub mod keeping;
 pub mod log;

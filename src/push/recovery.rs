@@ -71,6 +71,7 @@ impl Pushes {
         match left(stages, name).await {
             Ok(Left::Build(build)) => {
                 tracing::info!(app = %build.app, build = %build.number, "a build goes on");
+                stages.logs.take_up(&build).await;
                 self.start(*build, hold).await?;
                 Ok(true)
             }

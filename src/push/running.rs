@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
@@ -22,6 +22,9 @@ use crate::model::store::{self, StoreError};
 use crate::model::{
     AppName, Build, BuildNumber, CancelReason, Chain, Claim, Fault, Kind, Outcome, PushEvent,
 };
+
+/// How long a build that is left to another server waits for its log to be there for that.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The builds that this process drives.
 #[derive(Debug, Clone)]
@@ -89,10 +92,17 @@ impl Pushes {
         let span = tracing::error_span!(
             "push", push_id = %id_of(&build), app = %build.app, build = %build.number, commit = %build.commit
         );
+        let segments = log.segments();
         let work = async move {
             let is_ours = tokio::select! {
                 () = this.drive(build, log) => true,
-                is_ours = this.left(&key.0, &hold) => is_ours,
+                is_ours = this.left(&key.0, &hold) => {
+                    if let (true, Some(segments)) = (is_ours, segments) {
+                        // Whoever goes on without its last lines is no worse off than after a crash.
+                        drop(tokio::time::timeout(LEAVING_PATIENCE, segments.push()).await);
+                    }
+                    is_ours
+                }
             };
             if is_ours {
                 hold.release().await;
@@ -185,7 +195,7 @@ impl Pushes {
             None => Err(Ended::Cancelled(CancelReason::Requested)),
         };
         drop((guard, watching));
-        let Some(outcome) = self.outcome(&build, ended, started, &mut log).await else {
+        let Some(outcome) = self.tell_end(&build, ended, started, &mut log).await else {
             tracing::warn!(app = %build.app, build = %build.number, "another server goes on with a build, or has ended it");
             return;
         };
@@ -193,7 +203,7 @@ impl Pushes {
         tracing::info!(result, "a build has ended");
         stages.metrics.push_ended(result);
         Trace::of(stages, &build).ended(&build, &outcome);
-        stages.logs.keep(&build).await;
+        stages.logs.keep(&build, &mut log).await;
         self.unwritten.conclude(stages, build, outcome).await;
         drop(running);
     }
@@ -233,7 +243,7 @@ impl Pushes {
     }
 
     /// Tells the end in the log, and gives it as the Build keeps it; `None` where the end is not ours to tell.
-    async fn outcome(
+    async fn tell_end(
         &self,
         build: &Build,
         ended: Result<crate::model::ReleaseNumber, Ended>,

@@ -209,7 +209,10 @@ impl PlatformTrace {
                     self.span.events.push(SpanEvent { at: Timestamp::now(), name: text.clone() });
                 }
             }
-            BuildEvent::Output { .. } | BuildEvent::Finished { .. } | BuildEvent::Failed { .. } => {}
+            BuildEvent::Begun
+            | BuildEvent::Output { .. }
+            | BuildEvent::Finished { .. }
+            | BuildEvent::Failed { .. } => {}
         }
     }
 

@@ -6,13 +6,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
 
 use crate::config::address::Addresses;
 use crate::config::server::Settings;
-use crate::model::store::{self, Store, StoreError};
-use crate::model::{Build, Chain, Kind, LogLine, Outcome};
-use crate::push::log::LogReader;
+use crate::model::store::{Store, StoreError};
 use crate::push::{Pushes, Stages};
 use crate::receive::{Command, Handler, Session};
 
@@ -112,67 +109,6 @@ impl Server {
 
     const fn queue(&self) -> &Queue {
         &self.queue
-    }
-
-    /// The lines of a build's log after line `after`, until the build ends.
-    #[must_use]
-    pub fn follow(&self, build: &Build, after: u64) -> mpsc::Receiver<LogLine> {
-        self.lines(build, after, |reader| reader)
-    }
-
-    /// The lines of a build's log after line `after` that are written now.
-    #[must_use]
-    pub fn replay(&self, build: &Build, after: u64) -> mpsc::Receiver<LogLine> {
-        self.lines(build, after, LogReader::without_waiting)
-    }
-
-    fn lines(
-        &self,
-        build: &Build,
-        after: u64,
-        mode: impl FnOnce(LogReader) -> LogReader + Send + 'static,
-    ) -> mpsc::Receiver<LogLine> {
-        let (lines, received) = mpsc::channel(64);
-        let (logs, build) = (self.stages().logs.clone(), build.clone());
-        // Ends with the log, or when nobody receives.
-        tokio::spawn(async move {
-            if let Err(error) = logs.fetch(&build).await {
-                tracing::error!(app = %build.app, build = %build.number, error = %Chain(&error), "a build's log cannot be fetched");
-            }
-            let Ok(Some(reader)) = logs.read(&build, after).await else { return };
-            let mut reader = mode(reader);
-            while let Ok(Some(line)) = reader.next().await {
-                if lines.send(line).await.is_err() {
-                    return;
-                }
-            }
-        });
-        received
-    }
-
-    /// Returns once a build has ended that another server drives, or this one drives it, or stops; with the build as it is
-    /// then. At once where it has ended. Cancel safe.
-    pub async fn elsewhere(&self, build: &Build) -> Result<Build, StoreError> {
-        let name = Build::object_name(&build.app, build.number);
-        loop {
-            let read = store::require::<Build>(self.store(), &name).await?;
-            let here = self.stages().leases.is_none() || self.stages().logs.is_written(build);
-            if here || read.object.outcome.is_some() || self.is_stopping() {
-                return Ok(read.object);
-            }
-            tokio::select! {
-                changed = self.store().changed(Kind::Build, &name, &read.version) => changed?,
-                () = self.stages().stopping.cancelled() => {}
-            }
-        }
-    }
-
-    /// How a build ended, if it has.
-    pub async fn outcome(&self, build: &Build) -> Result<Option<Outcome>, StoreError> {
-        let name = Build::object_name(&build.app, build.number);
-        let read = store::load::<Build>(self.store(), &name).await?;
-        let written = read.and_then(|build| build.object.outcome);
-        Ok(written.or_else(|| self.pushes.unwritten(&build.app, build.number)))
     }
 
     /// Makes an app without a push, owned by `person`; `None` where the name is the server's own.

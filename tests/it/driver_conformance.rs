@@ -101,19 +101,23 @@ pub(crate) fn request(bench: &impl Bench, dockerfile: &str) -> BuildRequest {
 struct Run {
     outcome: Result<PlatformImage, BuildFailure>,
     lines: Vec<String>,
+    /// Whether nothing was told of it before.
+    begun: bool,
 }
 
 async fn run(driver: &impl Driver, request: &BuildRequest) -> Run {
     let (sender, mut receiver) = mpsc::channel::<BuildEvent>(16);
     let collect = async {
-        let mut lines = Vec::new();
+        let (mut lines, mut begun) = (Vec::new(), false);
         while let Some(event) = receiver.recv().await {
             lines.extend(event.lines());
+            begun |= event == BuildEvent::Begun;
         }
-        lines
+        (lines, begun)
     };
-    let (outcome, lines) = tokio::join!(driver.build(request, sender, CancellationToken::new()), collect);
-    Run { outcome, lines }
+    let (outcome, (lines, begun)) =
+        tokio::join!(driver.build(request, sender, CancellationToken::new()), collect);
+    Run { outcome, lines, begun }
 }
 
 pub(crate) async fn builds(bench: &impl Bench) {
@@ -132,6 +136,7 @@ pub(crate) async fn replays(bench: &impl Bench) {
     let first = run(&bench.driver(), &request).await;
     let again = run(&bench.driver(), &request).await;
     assert_eq!(first.outcome.unwrap(), again.outcome.unwrap());
+    assert_eq!((first.begun, again.begun), (true, false));
     // How long it waited for its place is not the build's.
     let told = |lines: Vec<String>| -> Vec<String> {
         lines.into_iter().filter(|line| !line.starts_with("waiting: ")).collect()
@@ -173,6 +178,7 @@ pub(crate) async fn adopts(bench: &impl Bench) {
     drop(building.await);
     let adopted = run(&bench.driver(), &request).await;
     adopted.outcome.unwrap();
+    assert!(!adopted.begun);
     let begun = adopted.lines.iter().filter(|line| line.contains("    begun")).count();
     assert_eq!(begun, 1, "{:?}", adopted.lines);
 }

@@ -52,9 +52,16 @@ struct Said {
     left: Vec<String>,
 }
 
-struct Noting {
+pub(crate) struct Noting {
     said: Arc<Mutex<Said>>,
     store: Arc<dyn Store>,
+}
+
+impl Noting {
+    /// One of which nobody wants to know anything.
+    pub(crate) fn idle(store: Arc<dyn Store>) -> Self {
+        Self { said: Arc::default(), store }
+    }
 }
 
 #[async_trait]
@@ -140,21 +147,21 @@ pub(crate) fn pushes(
     runtime: Arc<dyn Runtime>,
     leases: Leases,
 ) -> Pushes {
-    let sources = Sources::local(directory.join("repositories"));
-    Pushes::new(Arc::new(stages(directory, store, runtime, (leases, sources))), 10)
+    Pushes::new(Arc::new(stages(directory, store, runtime, leases)), 10)
 }
 
-/// The stages of a server that neither builds nor runs anything.
+/// The stages of a server that has such sources, and neither builds nor runs anything.
 pub(crate) fn idle(directory: &Path, store: Arc<dyn Store>, leases: Leases, sources: Sources) -> Stages {
-    let runtime = Noting { said: Arc::default(), store: Arc::clone(&store) };
-    stages(directory, store, Arc::new(runtime), (leases, sources))
+    let runtime = Arc::new(Noting::idle(Arc::clone(&store)));
+    Stages { sources, ..stages(directory, store, runtime, leases) }
 }
 
-fn stages(
+/// The stages of such a server.
+pub(crate) fn stages(
     directory: &Path,
     store: Arc<dyn Store>,
     runtime: Arc<dyn Runtime>,
-    (leases, sources): (Leases, Sources),
+    leases: Leases,
 ) -> Stages {
     drop(rustls::crypto::ring::default_provider().install_default());
     let settings = GivenSettings::default();
@@ -170,7 +177,7 @@ fn stages(
         place,
         client,
         recent_bases: Arc::default(),
-        sources,
+        sources: Sources::local(directory.join("repositories")),
         logs: Logs::new(directory.join("builds")),
         addresses: Addresses::of(&settings),
         limits: BuildLimits::default(),

@@ -16,6 +16,7 @@ mod in_part;
 mod keeping;
 mod layers;
 mod leases;
+mod logs;
 mod publish;
 mod registry;
 mod examples;

@@ -9,6 +9,7 @@ use hephy::kubernetes::Leases;
 use hephy::model::{
     App, AppName, Build, CommitId, ObjectName, Outcome, PushEvent, RefName, ReleaseNumber, Store, store,
 };
+use hephy::oci::{Descriptor, Digest, Target};
 use hephy::push::log::Logs;
 use hephy::push::{Archive, Extent, Sources};
 use hephy::serve::upkeep::Upkeep;
@@ -36,11 +37,12 @@ fn git(directory: &Path, words: &[&str]) -> String {
 }
 
 /// A commit, and its objects in one pack, as a push of it is.
-fn push_of(directory: &Path, text: &str) -> (CommitId, Vec<Pack>) {
+pub(crate) fn push_of(directory: &Path, text: &str) -> (CommitId, Vec<Pack>) {
     let repository = directory.join(text);
     std::fs::create_dir_all(&repository).unwrap();
     git(&repository, &["init", "-q"]);
     std::fs::write(repository.join("file"), text).unwrap();
+    std::fs::write(repository.join("Dockerfile"), "FROM scratch\nCOPY file /\n").unwrap();
     git(&repository, &["add", "."]);
     git(&repository, &["commit", "-qm", text]);
     git(&repository, &["repack", "-adq"]);
@@ -90,7 +92,16 @@ impl Fixture {
     fn logs(&self, name: &str) -> Logs {
         let place = self.registry.place();
         let client = place.client(std::time::Duration::from_hours(1)).unwrap();
-        Logs::new(self.directory.path().join(name)).archived(Archive::new(client, place))
+        let often = std::time::Duration::from_millis(1);
+        let archive = Archive::new(client, place).every(often, often);
+        Logs::new(self.directory.path().join(name)).archived(archive)
+    }
+
+    /// The digest and the layers of a log, if the registry has it.
+    async fn listed(&self) -> Option<(Digest, Vec<Descriptor>)> {
+        let (repository, target) = (self.registry.repository("hello"), Target::Tag("log-7".parse().unwrap()));
+        let list = self.registry.client().find_manifest(&repository, &target).await.unwrap()?;
+        Some((list.digest(), list.as_image().unwrap().layers.clone()))
     }
 
     async fn keep(&self, server: &Sources, packs: &[Pack]) {
@@ -164,7 +175,7 @@ async fn the_app_names_the_packs_and_the_registry_has_them_under_a_tag() {
     let name = ObjectName::of(&fixture.app);
     let app = store::require::<App>(&*fixture.store, &name).await.unwrap().object;
     let repository = fixture.registry.repository("hello");
-    let (client, tag) = (fixture.registry.client(), hephy::oci::Target::Tag("git".parse().unwrap()));
+    let (client, tag) = (fixture.registry.client(), Target::Tag("git".parse().unwrap()));
     let tagged = client.manifest(&repository, &tag);
     assert_eq!(Some(tagged.await.unwrap().digest()), app.packs);
 }
@@ -292,7 +303,7 @@ async fn the_log_of_a_build_that_has_ended_is_read_where_it_was_not_written() {
     for event in said.clone() {
         writer.write(event).await.unwrap();
     }
-    one.keep(&build).await;
+    one.keep(&build, &mut writer).await;
     drop(writer);
     // A server that began the build and lost it has its beginning alone.
     let began = fixture.logs("began");
@@ -301,4 +312,76 @@ async fn the_log_of_a_build_that_has_ended_is_read_where_it_was_not_written() {
     let later = Build { created_at: jiff::Timestamp::UNIX_EPOCH, ..build.clone() };
     assert_eq!(lines(&other, &later).await, None, "the build of another app of this name");
     assert_eq!(lines(&other, &build).await.as_deref(), Some(said.as_slice()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pieces_of_a_running_log_become_one_and_what_was_before_is_removed() {
+    let fixture = Fixture::new().await;
+    let (one, other, build) =
+        (fixture.logs("one"), fixture.logs("other"), Build { outcome: None, ..ended() });
+    let mut writer = one.write(&build).await.unwrap();
+    let (mut said, mut lists) = (Vec::new(), Vec::<(Digest, Vec<Descriptor>)>::new());
+    for number in 0..80 {
+        let event = PushEvent::Line(format!("line {number}"));
+        said.push(event.clone());
+        writer.write(event).await.unwrap();
+        let is_new = async {
+            loop {
+                let list = fixture.listed().await;
+                if let Some(list) = list.filter(|list| Some(list) != lists.last()) {
+                    break list;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        };
+        lists.push(tokio::time::timeout(std::time::Duration::from_secs(60), is_new).await.unwrap());
+    }
+    let counts: Vec<usize> = lists.iter().map(|(_, layers)| layers.len()).collect();
+    let expected: Vec<usize> = (1..=64).chain(1..=16).collect();
+    assert_eq!(counts, expected);
+    assert!(lists[5].1.starts_with(&lists[4].1), "what is there is not sent again");
+    // Whoever goes on with it has all of it.
+    other.take_up(&build).await;
+    let mut reader = other.read(&build, 0).await.unwrap().unwrap();
+    let mut taken = Vec::new();
+    while let Some(line) = reader.next().await.unwrap() {
+        taken.push(line.event);
+    }
+    assert_eq!(taken, said);
+    one.keep(&build, &mut writer).await;
+    drop(writer);
+    let (last, layers) = fixture.listed().await.unwrap();
+    assert_eq!(layers.len(), 1);
+    let late = fixture.logs("late");
+    assert_eq!(lines(&late, &ended()).await, Some(said));
+    let manifests = fixture.registry.files("repositories/hello/_manifests");
+    assert_eq!(manifests.into_iter().collect::<Vec<_>>(), [last.hex()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_on_from_the_registry_is_kept_and_what_does_not_is_replaced() {
+    let fixture = Fixture::new().await;
+    let (one, build) = (fixture.logs("one"), Build { outcome: None, ..ended() });
+    let said = ["first", "second"].map(|text| PushEvent::Line(text.to_owned()));
+    let mut writer = one.write(&build).await.unwrap();
+    writer.write(said[0].clone()).await.unwrap();
+    let listed = async {
+        while fixture.listed().await.is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), listed).await.unwrap();
+    drop(writer);
+    let log = one.build_directory(&build).join("log");
+    let first = std::fs::read(&log).unwrap();
+    // A server that was started again has more than it had sent.
+    let second = String::from_utf8(first.clone()).unwrap().replace("first", "second");
+    let more = [first.clone(), second.replace("\"number\":1", "\"number\":2").into_bytes()].concat();
+    std::fs::write(&log, &more).unwrap();
+    one.take_up(&build).await;
+    assert_eq!(std::fs::read(&log).unwrap(), more);
+    // One that another server went on without has what nobody else knows.
+    std::fs::write(&log, second).unwrap();
+    one.take_up(&build).await;
+    assert_eq!(std::fs::read(&log).unwrap(), first);
 }

@@ -142,18 +142,8 @@ pub(super) async fn log(
     follow: bool,
     format: Format,
 ) -> Result<u8> {
-    let server = context.server;
-    let build = if follow {
-        let elsewhere = server.elsewhere(build);
-        tokio::select! {
-            biased;
-            ended = elsewhere => &ended?,
-            _ = context.closed.wait() => return Ok(1),
-        }
-    } else {
-        build
-    };
-    let mut lines = if follow { server.follow(build, after) } else { server.replay(build, after) };
+    let pushes = context.server.pushes();
+    let mut lines = if follow { pushes.follow(build, after) } else { pushes.replay(build, after) };
     loop {
         let line = tokio::select! {
             biased;
@@ -169,6 +159,6 @@ pub(super) async fn log(
     if follow {
         context.server.pushes().ended(&build.app, build.number).await;
     }
-    let outcome = context.server.outcome(build).await?;
+    let outcome = context.server.pushes().outcome(build).await?;
     Ok(u8::from(matches!(outcome, Some(Outcome::Failed { .. } | Outcome::Cancelled { .. }))))
 }

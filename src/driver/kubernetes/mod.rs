@@ -30,7 +30,7 @@ pub use job::{GRACE_SECONDS, TICKET_RENEWAL, TICKET_SUM, TICKET_USED, Ticket};
 
 use crate::build::{
     BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, QueueGauges, SourceOptions,
-    StepFailure, find_report, push_source,
+    StepFailure, another_attempt, find_report, push_source,
 };
 use crate::kubernetes::{Cluster, Label, managed_by, patiently};
 use crate::model::PlatformImage;
@@ -183,6 +183,7 @@ impl KubernetesDriver {
                 cancel.run_until_cancelled(free).await.ok_or(BuildFailure::Cancelled)??;
                 drop(waiting);
                 self.create(job, number).await?;
+                let _gone = events.send(BuildEvent::Begun).await;
                 (turn, None)
             }
         };
@@ -299,7 +300,7 @@ impl Driver for KubernetesDriver {
                 Ended::Again(reason) => {
                     tracing::warn!(job = %job.name_of(number), reason = %reason, "a build's pod was lost");
                     if number < ATTEMPTS {
-                        let text = format!("{reason}; attempt {} of {ATTEMPTS}", number + 1);
+                        let text = another_attempt(&reason, number + 1, ATTEMPTS);
                         let _gone = events.send(BuildEvent::Note { text }).await;
                     }
                     reasons.push(reason);

@@ -11,17 +11,14 @@ impl Decision<'_> {
     /// Shows the build's log until it ends. A pusher who closes the connection cancels; one who falls silent does not.
     pub(super) async fn follow_to_the_end(&self, build: &Build, reporter: &mut Reporter<Output>) -> Verdict {
         let _attached = self.server.pushes().attach(&build.app, build.number);
-        if let Err(verdict) = self.wait_elsewhere(build, reporter).await {
-            return verdict;
-        }
-        let mut lines = self.server.follow(build, 0);
+        let mut lines = self.server.pushes().follow(build, 0);
         let mut tick = tokio::time::interval(KEEPALIVE);
         loop {
             tokio::select! {
                 biased;
                 gone = self.closed.wait() => match gone {
                     // The server stops once its builds have ended, this one perhaps among them: its last lines come.
-                    Gone::Shutdown if matches!(self.server.outcome(build).await, Ok(Some(_))) => {
+                    Gone::Shutdown if matches!(self.server.pushes().outcome(build).await, Ok(Some(_))) => {
                         while let Some(line) = lines.recv().await {
                             say(reporter, &line.event).await;
                         }
@@ -47,10 +44,9 @@ impl Decision<'_> {
         }
     }
 
-    /// Waits for the end of a build that another server drives; its lines come then. `Err` where the pusher is gone, or this
-    /// server stops.
+    /// Waits for the end of a build that another server drives. `Err` where the pusher is gone, or this server stops.
     async fn wait_elsewhere(&self, build: &Build, reporter: &mut Reporter<Output>) -> Result<(), Verdict> {
-        let ended = self.server.elsewhere(build);
+        let ended = self.server.pushes().elsewhere(build);
         tokio::pin!(ended);
         let mut tick = tokio::time::interval(KEEPALIVE);
         loop {
@@ -68,7 +64,7 @@ impl Decision<'_> {
 
     /// How a build ended, as git is told.
     async fn verdict(&self, build: &Build) -> Verdict {
-        match self.server.outcome(build).await {
+        match self.server.pushes().outcome(build).await {
             Ok(Some(Outcome::Succeeded { .. })) => Verdict::Accepted,
             Ok(Some(Outcome::Failed { reason, .. })) => Verdict::Refused(reason),
             Ok(Some(Outcome::Cancelled { reason, .. })) => {
