@@ -1,5 +1,6 @@
 //! Base images: where they are, what they say, and their blobs when someone needs them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use crate::build::error::EngineError;
 use crate::build::image::{Layer, LayerBlob};
 use crate::build::layout;
 use crate::build::mirror::{Mirror, Mirrors};
+use crate::build::named::NamedContext;
 use crate::build::plan::ImageName;
 use crate::layers::{BlobWriter, LayerStore};
 use crate::oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, RawManifest, Reference, Repository};
@@ -81,6 +83,20 @@ pub(crate) struct ResolvedBase {
 pub(crate) struct Finder {
     pub(crate) client: Client,
     pub(crate) mirrors: Mirrors,
+    /// Layouts of this machine that whoever builds has given. A Dockerfile may name no other: it is somebody else's.
+    pub(crate) layouts: BTreeSet<String>,
+}
+
+/// What the name of an image in a layout begins with.
+const LAYOUT: &str = "oci-layout://";
+
+/// Those of some contexts that are images in layouts.
+pub(crate) fn layouts(named: &BTreeMap<String, NamedContext>) -> BTreeSet<String> {
+    let images = named.values().filter_map(|context| match context {
+        NamedContext::Image(image) => Some(image),
+        NamedContext::Directory(_) => None,
+    });
+    images.filter(|image| image.starts_with(LAYOUT)).cloned().collect()
 }
 
 /// Finds base images and fetches their layers.
@@ -136,7 +152,12 @@ impl Finder {
 
     /// Looks a base image up, in the mirrors and then in its own registry.
     pub(crate) async fn resolve(&self, name: &str, platform: &Platform) -> Result<ResolvedBase, EngineError> {
-        if let Some(place) = name.strip_prefix("oci-layout://") {
+        if let Some(place) = name.strip_prefix(LAYOUT) {
+            if !self.layouts.contains(name) {
+                return Err(EngineError::Wrong(format!(
+                    "`{name}` is a place of this machine, which a Dockerfile cannot name: give it a name with `--build-context NAME={name}`"
+                )));
+            }
             return self.of_layout(name, place, platform).await;
         }
         let reference: Reference =

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::afterwards::Afterwards;
-use crate::build::base::{Bases, Finder, ResolvedBase};
+use crate::build::base::{Bases, Finder, ResolvedBase, layouts};
 use crate::build::capture::Capture;
 use crate::build::context::Context;
 use crate::build::driver::{BuildFailure, BuildLimits, CacheUse, Location, NetworkMode};
@@ -231,7 +231,7 @@ impl Engine {
         let lease = store.lease()?;
         let (client, mirrors) = (options.client.clone(), options.mirrors.clone());
         let warmed = options.warmed.clone();
-        let finder = Finder { client: client.clone(), mirrors };
+        let finder = Finder { client: client.clone(), mirrors, layouts: layouts(&options.named) };
         let bases = Bases { finder, warmed, store: store.clone() };
         let worker_options = WorkerOptions {
             layers: options.layers.clone(),

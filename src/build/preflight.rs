@@ -3,13 +3,13 @@
 //! Nothing but the Dockerfile and the registries is asked: there is no context, no layer store and no sandbox. So a push is
 //! looked at by the server, wherever it is built then.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use crate::build::base::Finder;
+use crate::build::base::{Finder, layouts};
 use crate::build::context::read_text;
 use crate::build::driver::{BuildFailure, Location};
 use crate::build::engine::BuildOptions;
@@ -89,7 +89,7 @@ impl Look {
     pub fn new(text: &[u8], file: &str, client: Client) -> Result<Self, BuildFailure> {
         let dockerfile =
             dockerfile::parse(text, file).map_err(|error| EngineError::from(error).into_failure(None))?;
-        let finder = Finder { client, mirrors: Mirrors::default() };
+        let finder = Finder { client, mirrors: Mirrors::default(), layouts: BTreeSet::new() };
         let (named, recent) = (BTreeMap::new(), Arc::default());
         Ok(Self { dockerfile, target: None, build_args: BTreeMap::new(), named, finder, recent })
     }
@@ -124,6 +124,7 @@ impl Look {
         let mut look = Self::new(&text, &name, options.client.clone())?
             .of(options.target.clone(), options.build_args.clone());
         look.named.clone_from(&options.named);
+        look.finder.layouts = layouts(&options.named);
         look.finder.mirrors.clone_from(&options.mirrors);
         Ok(look)
     }

@@ -1,5 +1,6 @@
 //! Layer trees on demand: a layer is fetched and unpacked when someone needs its files, and not before.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,7 +56,7 @@ async fn local(
     platform: &Platform,
 ) -> Result<LocalImage, EngineError> {
     let (store, map) = open_store(layers, ids)?;
-    let finder = Finder { client, mirrors: Mirrors::default() };
+    let finder = Finder { client, mirrors: Mirrors::default(), layouts: BTreeSet::new() };
     let bases = Bases { finder, warmed: None, store: store.clone() };
     let image = bases.finder.resolve(&reference.to_string(), platform).await?;
     let (network, limits) = (NetworkMode::None, BuildLimits::default());

@@ -1,5 +1,6 @@
 //! Base images brought into a layout before a build wants them: what kaniko calls warming.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::build::base::{Bases, Finder};
@@ -56,7 +57,11 @@ async fn warmed(options: &WarmOptions) -> Result<Vec<Warmed>, EngineError> {
     // Of the blobs alone: no tree is made, and nobody's ids are needed.
     let (store, _) = open_store(&scratch.path().join("layers"), &IdMap::in_force())?;
     let bases = Bases {
-        finder: Finder { client: options.client.clone(), mirrors: options.mirrors.clone() },
+        finder: Finder {
+            client: options.client.clone(),
+            mirrors: options.mirrors.clone(),
+            layouts: BTreeSet::new(),
+        },
         warmed: Some(directory.clone()),
         store,
     };

@@ -238,6 +238,23 @@ fn a_named_image_takes_the_place_of_a_base_however_it_is_written() {
 }
 
 #[test]
+fn a_dockerfile_cannot_name_a_place_of_the_machine() {
+    let place = Place::new();
+    let layout = place.path("other");
+    base::write(&layout, "other:1", &base::rootfs(), &["RUN echo from the other"]);
+    let name = format!("oci-layout://{}:1", layout.display());
+    for dockerfile in [
+        format!("FROM {name}\n"),
+        format!("FROM scratch\nCOPY --from={name} /bin/busybox /b\n"),
+        format!("FROM scratch\nRUN --mount=type=bind,from={name},target=/m true\n"),
+    ] {
+        let built = place.build_with(&dockerfile, &[]);
+        let heading = &built.app_failure().heading;
+        assert!(heading.contains("`--build-context NAME=oci-layout://"), "{heading}");
+    }
+}
+
+#[test]
 fn a_named_repository_is_fetched() {
     let place = Place::new();
     let web = Web::new();
