@@ -24,6 +24,9 @@ pub(crate) enum UserError {
     /// No such group.
     #[error("the image has no group `{0}` in /etc/group")]
     Group(String),
+    /// The number that stands for no id.
+    #[error("`{0}` is the number that means no id at all: the largest id is 4294967294")]
+    NoId(String),
     /// An id that no process can have here.
     #[error(
         "`{text}` is the id {id}, and no process of this sandbox can have it, which has {} ids, from 0 to {max}: run as another user, \
@@ -90,6 +93,7 @@ impl Accounts {
         if !groups.contains(&gid) {
             groups.push(gid);
         }
+        check(text, [uid].iter().chain(&groups))?;
         let home = line.map_or("/", |line| line.home);
         let home = if home.is_empty() { "/" } else { home }.to_owned();
         Ok(ImageUser { uid, gid, groups, home })
@@ -119,6 +123,7 @@ impl Accounts {
             Some("") => 0,
             Some(group) => self.gid(group)?,
         };
+        check(text, &[uid, gid])?;
         Ok((uid, gid))
     }
 
@@ -156,6 +161,11 @@ impl Accounts {
             })
             .collect()
     }
+}
+
+/// What a change of owner takes for "as it is" is nobody's id.
+fn check<'i>(text: &str, ids: impl IntoIterator<Item = &'i u32>) -> Result<(), UserError> {
+    if ids.into_iter().any(|id| *id == u32::MAX) { Err(UserError::NoId(text.to_owned())) } else { Ok(()) }
 }
 
 /// Nobody named is root.
@@ -219,7 +229,11 @@ mod tests {
         assert_eq!(of("65535:65535"), Ok((65_535, 65_535)));
         let told = of("70000").unwrap_err().to_string();
         assert!(told.contains("has 65536 ids, from 0 to 65535: run as another user"), "{told}");
-        // Files may be anybody's.
+        // Files may be anybody's, but not of the number that changes no owner.
+        for none in ["4294967295", "0:4294967295"] {
+            assert_eq!(accounts().owner(none), Err(UserError::NoId(none.to_owned())));
+            assert_eq!(accounts().user(Some(none)).unwrap_err(), UserError::NoId(none.to_owned()));
+        }
         assert_eq!(accounts().owner("70000"), Ok((70_000, 70_000)));
         assert_eq!(user("70000").unwrap().0, 70_000);
         assert_eq!(max_id("         0     100000      65536\n"), 65_535);
