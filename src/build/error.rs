@@ -173,12 +173,16 @@ impl EngineError {
                 "Write the command as a list, which needs no shell: RUN [\"/program\", \"argument\"]; or begin with a base that has one."
                     .to_owned(),
             ),
-            Self::Run { out_of_memory: Some(Some(bytes)), .. } => Some(format!(
-                "The kernel killed it for want of memory: the build may use {} MiB. Let it use less, or give builds more.",
-                bytes >> 20
-            )),
-            Self::Run { out_of_memory: Some(None), .. } => {
-                Some("The kernel killed it: the machine has no more memory.".to_owned())
+            Self::Run { out_of_memory: Some(limit), status, .. } => {
+                // What failed by itself may have started what was killed, as `make` does; or another stage did.
+                let whom = if *status == Some(137) { "it" } else { "a process meanwhile, perhaps one of its own," };
+                Some(match limit {
+                    Some(bytes) => format!(
+                        "The kernel killed {whom} for want of memory: the build may use {} MiB. Let it use less, or give builds more.",
+                        bytes >> 20
+                    ),
+                    None => format!("The kernel killed {whom} since the machine has no more memory."),
+                })
             }
             Self::Run { status: Some(127), .. } => {
                 Some("Status 127: a command was not found in the image.".to_owned())
