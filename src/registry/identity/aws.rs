@@ -23,6 +23,8 @@ const CONTAINER_HOSTS: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2
 /// Where a machine is told what it is.
 const MACHINE: &str = "http://169.254.169.254";
 const MACHINE_IPV6: &str = "http://[fd00:ec2::254]";
+/// How long keys are taken to be good whose end cannot be read: the shortest session that can be had.
+const UNREADABLE: Duration = Duration::from_mins(15);
 
 /// What signs requests.
 #[derive(Debug, Clone)]
@@ -149,7 +151,7 @@ async fn assume(
         access_key: field("AccessKeyId")?,
         secret_key: Secret::new(field("SecretAccessKey")?),
         session_token: Some(Secret::new(field("SessionToken")?)),
-        valid: until(&field("Expiration")?),
+        valid: Some(until(&field("Expiration")?)),
     };
     Ok(Found { keys, origin })
 }
@@ -170,7 +172,7 @@ impl Given {
             access_key: self.access_key_id,
             secret_key: self.secret_access_key,
             session_token: self.token,
-            valid: self.expiration.as_deref().and_then(until),
+            valid: self.expiration.as_deref().map(until),
         };
         Found { keys, origin: origin.to_owned() }
     }
@@ -270,14 +272,35 @@ async fn of_machine(variables: &Variables, http: &Http) -> Result<Option<Found>,
     Ok(Some(given.found(&format!("{ORIGIN} (`{role}`)"))))
 }
 
-/// How long it is until a time.
-fn until(text: &str) -> Option<Duration> {
-    let at: Timestamp = text.parse().ok()?;
-    Some(left(at.as_second()))
+/// How long it is until a time. What nobody can read is not taken to be late.
+fn until(text: &str) -> Duration {
+    text.parse::<Timestamp>().map_or(UNREADABLE, |at| left(at.as_second()))
 }
 
 /// How long it is until a second since 1970.
 pub(super) fn left(seconds: i64) -> Duration {
     let left = seconds.saturating_sub(Timestamp::now().as_second());
     Duration::from_secs(u64::try_from(left).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_whose_end_cannot_be_read_are_not_endless() {
+        let given = |expiration: Option<&str>| {
+            let given = Given {
+                access_key_id: "a".to_owned(),
+                secret_access_key: Secret::new("s".to_owned()),
+                token: None,
+                expiration: expiration.map(str::to_owned),
+            };
+            given.found("a test").keys.valid
+        };
+        assert_eq!(given(Some("tomorrow")), Some(UNREADABLE));
+        assert_eq!(given(Some("2001-01-01T00:00:00Z")), Some(Duration::ZERO));
+        assert!(given(Some("2201-01-01T00:00:00Z")) > Some(Duration::from_hours(24)));
+        assert_eq!(given(None), None);
+    }
 }

@@ -11,6 +11,8 @@ use crate::oci::Host;
 const MARGIN: Duration = Duration::from_mins(5);
 /// And no later than this before it.
 const LEAST_MARGIN: Duration = Duration::from_secs(15);
+/// However long it is good: a service may say anything.
+const LONGEST: Duration = Duration::from_hours(24);
 /// How long nobody is nobody.
 const NOBODY: Duration = Duration::from_mins(5);
 /// How long after a failure it is not asked again.
@@ -44,7 +46,7 @@ impl Kept {
         }
         let found = ask().await.map_err(Arc::new);
         let life = match &found {
-            Ok(Some(issued)) => usable(issued.valid),
+            Ok(Some(issued)) => usable(issued.valid).min(LONGEST),
             Ok(None) => NOBODY,
             Err(_) => AFTER_FAILURE,
         };
@@ -70,7 +72,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_good_is_asked_once_and_what_ends_at_once_is_asked_again() {
-        for (valid, expected) in [(Duration::from_hours(1), 1), (Duration::from_secs(10), 3)] {
+        let endless = Duration::from_secs(u64::MAX);
+        for (valid, expected) in [(Duration::from_hours(1), 1), (endless, 1), (Duration::from_secs(10), 3)] {
             let (kept, host) = (Kept::default(), "a.test".parse().unwrap());
             let asked = std::cell::Cell::new(0);
             for _ in 0..3 {

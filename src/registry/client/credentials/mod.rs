@@ -68,7 +68,7 @@ struct Current {
 impl Current {
     fn parse(text: Secret<String>, valid: Option<Duration>) -> Result<Self, CredentialsError> {
         let source = Arc::new(Source::parse(text.reveal(), "the given configuration")?);
-        Ok(Self { text, source, ends: valid.map(|valid| Instant::now() + valid) })
+        Ok(Self { text, source, ends: valid.and_then(|valid| Instant::now().checked_add(valid)) })
     }
 }
 
