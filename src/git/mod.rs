@@ -28,7 +28,7 @@ pub use commit::{Commit, Entry, EntryKind, Exported, Survey};
 pub use distant::{AskPart, AskWhole, Brought, Distant, DistantPack, FetchError, PackSource, PartFetched};
 pub use error::{GitError, ReceiveError, UploadError};
 pub use packs::Pack;
-pub use quarantine::Quarantine;
+pub use quarantine::{Arrivals, Quarantine};
 pub use receive_pack::{Command, Limits, Received, ReceivedPush, Reporter, Verdict, receive_pack, refuse};
 pub use repository::{CROWDED_PACKS, Repository};
 pub use upload_pack::{Shown, upload_pack};

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::quarantine::shared;
+use super::quarantine::{Arrivals, shared};
 use super::repository::sync_directory;
 use super::{GitError, Quarantine, Repository};
 use crate::model::CommitId;
@@ -56,12 +56,8 @@ impl Repository {
     }
 
     /// A directory on the repository's own disk for packs that are on their way.
-    pub fn arrivals(&self) -> Result<tempfile::TempDir, GitError> {
-        let directory = self.object_directory();
-        tempfile::Builder::new()
-            .prefix("arriving-")
-            .tempdir_in(&directory)
-            .map_err(GitError::io("create a directory in", directory))
+    pub fn arrivals(&self) -> Result<Arrivals, GitError> {
+        Arrivals::new(self)
     }
 
     /// Takes in packs, which it moves here, and the list of commits whose parents they lack. Blocks on the disk.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -15,6 +16,7 @@ use crate::model::CommitId;
 const PREFIX: &str = "incoming-";
 const VIEW_PREFIX: &str = "view-";
 const BROUGHT_PREFIX: &str = "brought-";
+const ARRIVING_PREFIX: &str = "arriving-";
 /// Locked by whoever uses the directory; an unlocked one is left over.
 const LOCK: &str = "lock";
 const SHALLOW: &str = "shallow";
@@ -185,10 +187,34 @@ impl Directory {
     }
 }
 
+/// A directory on a repository's own disk for packs that are on their way.
+#[derive(Debug)]
+pub struct Arrivals(Directory);
+
+impl Arrivals {
+    /// One of its own.
+    pub(super) fn new(repository: &Repository) -> Result<Self, GitError> {
+        let _until_made = shared(repository)?;
+        Directory::create(&repository.object_directory(), ARRIVING_PREFIX).map(Self)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
 /// Deletes the directories that a killed process left. The repository is locked: none is being made.
 pub(super) fn sweep(repository: &Path) -> Result<(), GitError> {
     let own = repository.to_owned();
-    let places = [(repository.join("objects"), PREFIX), (own.clone(), VIEW_PREFIX), (own, BROUGHT_PREFIX)];
+    let objects = repository.join("objects");
+    let places = [
+        (objects.clone(), PREFIX),
+        (objects, ARRIVING_PREFIX),
+        (own.clone(), VIEW_PREFIX),
+        (own, BROUGHT_PREFIX),
+    ];
     for (parent, prefix) in places {
         for entry in fs::read_dir(&parent).map_err(GitError::io("read", &parent))?.flatten() {
             let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix));
@@ -199,7 +225,11 @@ pub(super) fn sweep(repository: &Path) -> Result<(), GitError> {
             let in_use =
                 lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err());
             if !in_use {
-                fs::remove_dir_all(entry.path()).map_err(GitError::io("remove", entry.path()))?;
+                match fs::remove_dir_all(entry.path()) {
+                    // Its user was just removing it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed.map_err(GitError::io("remove", entry.path()))?,
+                }
             }
         }
     }

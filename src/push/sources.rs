@@ -15,8 +15,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
 
 use crate::git::{GitError, Pack, Repository};
 use crate::model::store::{self, Store, StoreError};
@@ -33,6 +35,8 @@ use known::{Known, remove_aside};
 const AT_ONCE: usize = 4;
 /// Packs that have no more bytes than this together are fetched whole also where a part would do.
 const NEAR_BYTES: u64 = 16 << 20;
+/// How long a push may wait until something names what came with it.
+const YOUNG: Duration = Duration::from_hours(24);
 
 /// The repositories of all apps.
 #[derive(Debug)]
@@ -40,6 +44,8 @@ pub struct Sources {
     directory: PathBuf,
     registry: Option<Registry>,
     near_bytes: u64,
+    /// Packs that came within this time stay in the list, whatever is made of them.
+    young: Duration,
     /// One change at a time of what is here of an app.
     turns: Turns,
     /// One at a time has all of an app come here, which takes long and is in the way of nobody else.
@@ -53,9 +59,9 @@ pub struct Sources {
 pub enum Extent {
     /// All of it.
     Whole,
-    /// Not all of so many packs.
+    /// Not all.
     Part {
-        /// How many there are.
+        /// How many packs there are, without those that came of late.
         packs: usize,
     },
 }
@@ -140,13 +146,19 @@ impl Sources {
 
     fn with(directory: PathBuf, registry: Option<Registry>) -> Self {
         let (turns, fetching, brought) = (Turns::default(), Turns::default(), Mutex::default());
-        Self { directory, registry, near_bytes: NEAR_BYTES, turns, fetching, brought }
+        Self { directory, registry, near_bytes: NEAR_BYTES, young: YOUNG, turns, fetching, brought }
     }
 
     /// The same that fetches packs whole where they have no more bytes than this together.
     #[must_use]
     pub fn near(self, near_bytes: u64) -> Self {
         Self { near_bytes, ..self }
+    }
+
+    /// The same, for which packs are young for so long: these stay in the list whatever is made of them.
+    #[must_use]
+    pub fn young(self, young: Duration) -> Self {
+        Self { young, ..self }
     }
 
     /// Whether the packs are kept in the registry.
@@ -185,7 +197,8 @@ impl Sources {
                 self.let_go(app);
                 return Ok(opened.repository);
             }
-            let directory = arrivals.insert(opened.repository.arrivals()?);
+            let repository = opened.repository;
+            let directory = arrivals.insert(blocking(move || Ok(repository.arrivals()?)).await?);
             fetched = registry.fetch(app, &opened.lacking, directory.path()).await?;
         }
     }
@@ -202,7 +215,8 @@ impl Sources {
         let near = part::near(&opened.listed, self.near_bytes);
         let lacking = std::mem::take(&mut opened.lacking);
         let (near, far): (Vec<_>, Vec<_>) = lacking.into_iter().partition(|kept| near.contains(&kept.key()));
-        let arrivals = opened.repository.arrivals()?;
+        let repository = opened.repository.clone();
+        let arrivals = blocking(move || Ok(repository.arrivals()?)).await?;
         let fetched = registry.fetch(app, &near, arrivals.path()).await?;
         opened.lacking = near.into_iter().chain(far.clone()).collect();
         opened.take_in(fetched).await?;
@@ -226,7 +240,7 @@ impl Sources {
         let turn = self.turns.of(app);
         let _turn = turn.lock().await;
         let opened = self.look(registry, store, app).await?;
-        let packs = opened.listed.len();
+        let packs = opened.listed.iter().filter(|kept| !kept.is_young(self.young)).count();
         Ok(if opened.lacking.is_empty() { Extent::Whole } else { Extent::Part { packs } })
     }
 
@@ -270,6 +284,8 @@ impl Sources {
 
     /// Names in the registry, instead of many packs, the few that this disk has made of them, where nobody has pushed since.
     /// And tags the list that the App names, should a server have been stopped before it did.
+    ///
+    /// What came of late stays in the list beside them: nothing may have named it when the packs were made.
     pub async fn consolidate(
         &self,
         store: &dyn Store,
@@ -282,24 +298,41 @@ impl Sources {
         let _fetching = fetching.lock().await;
         let app = store::require::<App>(store, &ObjectName::of(name)).await?.object;
         let Some(base) = app.packs else { return Ok(()) };
-        let path = self.path(name);
-        if !tidied || Known::read(&path).await?.manifest != Some(base) {
+        if !tidied {
+            return registry.tag_what_is_named(store, name).await;
+        }
+        let mut young = registry.list(name, base).await?;
+        young.retain(|kept| kept.is_young(self.young));
+        if Known::read(&self.path(name)).await?.manifest != Some(base) {
+            self.note(name, |known| known.lose(&young)).await?;
             return registry.tag_what_is_named(store, name).await;
         }
         let repository = self.open_local(name).await?;
         let packs = blocking(move || Ok(repository.packs()?)).await?;
-        let all = registry.push(name, &packs).await?;
-        let manifest = registry.write(name, &all).await?;
+        let made = registry.push(name, &packs).await?;
+        young.retain(|kept| made.iter().all(|made| made.name != kept.name));
+        let manifest = registry.write(name, &[&made[..], &young[..]].concat()).await?;
         if registry.swap(store, name, (Some(base), manifest.digest())).await? {
-            let turn = self.turns.of(name);
-            let _turn = turn.lock().await;
-            let mut known = Known::read(&path).await?;
-            known.packs = all.iter().map(Kept::key).collect();
-            known.manifest = Some(manifest.digest());
-            known.write(&path).await?;
-            tracing::info!(app = %name, packs = all.len(), "the pushed objects in the registry are consolidated");
+            let packs = made.iter().map(Kept::key).collect();
+            self.note(name, |known| {
+                (known.packs, known.manifest) = (packs, Some(manifest.digest()));
+                known.lose(&young);
+            })
+            .await?;
+            tracing::info!(app = %name, packs = made.len(), "the pushed objects in the registry are consolidated");
+        } else {
+            self.note(name, |known| known.lose(&young)).await?;
         }
         registry.tag_what_is_named(store, name).await
+    }
+
+    /// Changes what is known of an app's repository.
+    async fn note(&self, app: &AppName, change: impl FnOnce(&mut Known)) -> Result<(), SourcesError> {
+        let (path, turn) = (self.path(app), self.turns.of(app));
+        let _turn = turn.lock().await;
+        let mut known = Known::read(&path).await?;
+        change(&mut known);
+        known.write(&path).await
     }
 
     /// Keeps the packs of a push: when this returns, every server finds them by the App, which must be there.
@@ -308,7 +341,10 @@ impl Sources {
         if packs.is_empty() {
             return Ok(());
         }
-        let new = registry.push(app, packs).await?;
+        let mut new = registry.push(app, packs).await?;
+        for kept in &mut new {
+            kept.at = Some(Timestamp::now());
+        }
         let name = ObjectName::of(app);
         loop {
             let base = store::require::<App>(store, &name).await?.object.packs;

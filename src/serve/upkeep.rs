@@ -11,7 +11,7 @@ use crate::build;
 use crate::git::CROWDED_PACKS;
 use crate::layers::PrunePolicy;
 use crate::model::store::{self, Store, StoreError};
-use crate::model::{App, Build, BuildState, Chain, CommitId, Release, ReleaseState};
+use crate::model::{App, AppName, Build, BuildState, Chain, CommitId, ObjectName, Release, ReleaseState};
 use crate::push::{Extent, SourcesError, Stages};
 use crate::registry::server::{Keep, Server};
 use crate::sandbox::IdMap;
@@ -96,12 +96,8 @@ impl Upkeep {
     pub async fn tidy_repositories(&self) -> Result<(), StoreError> {
         let store = &*self.stages.store;
         self.stages.sources.let_go_of_old();
-        // The apps first: a build that comes meanwhile keeps its own commit for a day.
-        let apps = store::list::<App>(store, "").await?;
-        let builds = store::list::<Build>(store, "").await?;
-        for app in apps {
-            let ids = commits_to_keep(&app, &builds);
-            match self.tidy(&app, ids).await {
+        for app in store::list::<App>(store, "").await? {
+            match self.tidy(&app.name).await {
                 Ok(true) => tracing::info!(app = %app.name, "the repository is tidied"),
                 Ok(false) => {}
                 Err(error) => {
@@ -112,37 +108,43 @@ impl Upkeep {
         Ok(())
     }
 
-    async fn tidy(&self, app: &App, ids: Vec<CommitId>) -> Result<bool, SourcesError> {
-        if !self.stages.repository_path(&app.name).exists() {
+    async fn tidy(&self, app: &AppName) -> Result<bool, SourcesError> {
+        if !self.stages.repository_path(app).exists() {
             return Ok(false);
         }
         let (store, sources) = (&*self.stages.store, &self.stages.sources);
-        let Extent::Part { packs } = sources.extent(store, &app.name).await? else {
-            return self.tidy_whole(app, ids).await;
+        let Extent::Part { packs } = sources.extent(store, app).await? else {
+            return self.tidy_whole(app).await;
         };
         if packs <= CROWDED_PACKS {
-            sources.consolidate(store, &app.name, false).await?;
+            sources.consolidate(store, app, false).await?;
             return Ok(false);
         }
         // Many packs are a burden to each server that has the repository in part. It takes all of them to make few of
         // them, so one server does it.
-        match self.stages.hold_packs(&app.name).await {
+        match self.stages.hold_packs(app).await {
             Ok(Some(hold)) => {
-                let tidied = self.tidy_whole(app, ids).await;
+                let tidied = self.tidy_whole(app).await;
                 hold.release().await;
                 tidied
             }
             Ok(None) => Ok(false),
             Err(error) => {
-                tracing::error!(app = %app.name, error = %Chain(&error), "the repository is not tidied");
+                tracing::error!(%app, error = %Chain(&error), "the repository is not tidied");
                 Ok(false)
             }
         }
     }
 
-    async fn tidy_whole(&self, app: &App, ids: Vec<CommitId>) -> Result<bool, SourcesError> {
-        let tidied = self.stages.repository(&app.name).await?.tidy(ids).await?;
-        self.stages.sources.consolidate(&*self.stages.store, &app.name, tidied).await?;
+    async fn tidy_whole(&self, name: &AppName) -> Result<bool, SourcesError> {
+        let store = &*self.stages.store;
+        let repository = self.stages.repository(name).await?;
+        // What is here is read before what is named, and the app before its builds: a build that comes meanwhile keeps its
+        // own commit for a day.
+        let app = store::require::<App>(store, &ObjectName::of(name)).await?.object;
+        let builds = store::list::<Build>(store, &format!("{name}--")).await?;
+        let tidied = repository.tidy(commits_to_keep(&app, &builds)).await?;
+        self.stages.sources.consolidate(store, name, tidied).await?;
         Ok(tidied)
     }
 }

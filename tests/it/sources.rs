@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hephy::git::{CROWDED_PACKS, Pack, Repository};
 use hephy::kubernetes::Leases;
@@ -61,7 +62,7 @@ async fn collect(repository: &Repository) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), collected).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), collected).await.unwrap();
 }
 
 /// A store, a registry, and an app without a commit.
@@ -85,14 +86,14 @@ impl Fixture {
     /// A server with a disk of its own.
     fn server(&self, name: &str) -> Sources {
         let place = self.registry.place();
-        let client = place.client(std::time::Duration::from_hours(1)).unwrap();
+        let client = place.client(Duration::from_hours(1)).unwrap();
         Sources::shared(self.directory.path().join(name), client, place)
     }
 
     fn logs(&self, name: &str) -> Logs {
         let place = self.registry.place();
-        let client = place.client(std::time::Duration::from_hours(1)).unwrap();
-        let often = std::time::Duration::from_millis(1);
+        let client = place.client(Duration::from_hours(1)).unwrap();
+        let often = Duration::from_millis(1);
         let archive = Archive::new(client, place).every(often, often);
         Logs::new(self.directory.path().join(name)).archived(archive)
     }
@@ -183,13 +184,13 @@ async fn the_app_names_the_packs_and_the_registry_has_them_under_a_tag() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_packs_become_one_and_a_new_server_fetches_that() {
     let fixture = Fixture::new().await;
-    let (one, late) = (fixture.server("one"), fixture.server("late"));
+    let [one, late] = ["one", "late"].map(|name| fixture.server(name).young(Duration::ZERO));
     let pushes = ["a", "b", "c"].map(|text| push_of(fixture.directory.path(), text));
     for (_, packs) in &pushes {
         fixture.keep(&one, packs).await;
     }
     let repository = one.open(&*fixture.store, &fixture.app).await.unwrap();
-    repository.keep(&pushes.each_ref().map(|(commit, _)| *commit), std::time::Duration::ZERO).unwrap();
+    repository.keep(&pushes.each_ref().map(|(commit, _)| *commit), Duration::ZERO).unwrap();
     collect(&repository).await;
     let name = ObjectName::of(&fixture.app);
     let named = async || store::require::<App>(&*fixture.store, &name).await.unwrap().object.packs;
@@ -205,6 +206,43 @@ async fn many_packs_become_one_and_a_new_server_fetches_that() {
     }
     let repository = new.open(&*fixture.store, &fixture.app).await.unwrap();
     assert_eq!(repository.pack_names().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_of_late_and_is_named_by_nothing_stays_when_few_packs_are_made_of_the_rest() {
+    let fixture = Fixture::new().await;
+    let (one, other) = (fixture.server("one"), fixture.server("other"));
+    let [a, b, late] = ["a", "b", "late"].map(|text| push_of(fixture.directory.path(), text));
+    for (_, packs) in [&a, &b, &late] {
+        fixture.keep(&other, packs).await;
+    }
+    let collected = async || {
+        let repository = one.open(&*fixture.store, &fixture.app).await.unwrap();
+        repository.keep(&[a.0, b.0], Duration::ZERO).unwrap();
+        collect(&repository).await;
+        assert!(!repository.contains(late.0).unwrap());
+    };
+    let name = ObjectName::of(&fixture.app);
+    let named = async || store::require::<App>(&*fixture.store, &name).await.unwrap().object.packs;
+    let has_all = async |server: &Sources| {
+        for commit in [a.0, b.0, late.0] {
+            assert!(fixture.has(server, commit).await, "{commit:?}");
+        }
+    };
+    collected().await;
+    let before = named().await;
+    one.consolidate(&*fixture.store, &fixture.app, true).await.unwrap();
+    assert_ne!(named().await, before);
+    has_all(&fixture.server("new")).await;
+    has_all(&one).await;
+    // Also where another pushed meanwhile, and nothing is made of it.
+    collected().await;
+    let (_, packs) = push_of(fixture.directory.path(), "meanwhile");
+    fixture.keep(&other, &packs).await;
+    let before = named().await;
+    one.consolidate(&*fixture.store, &fixture.app, true).await.unwrap();
+    assert_eq!(named().await, before);
+    has_all(&one).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,8 +269,12 @@ async fn of_servers_that_have_many_packs_in_part_one_makes_few_of_them() {
     let cluster = ApiServer::start().await;
     let leases = |server: &str| Leases::new(cluster.client(), "hephy", server);
     let second = fixture.directory.path().join("second");
-    let stages =
-        idle(&second, Arc::clone(&fixture.store), leases("second"), fixture.server("second").near(0));
+    let stages = idle(
+        &second,
+        Arc::clone(&fixture.store),
+        leases("second"),
+        fixture.server("second").near(0).young(Duration::ZERO),
+    );
     let upkeep = Upkeep { registry: None, stages: Arc::new(stages), layers: None };
     let sources = &upkeep.stages.sources;
     sources.open_in_part(&*fixture.store, &fixture.app).await.unwrap();
@@ -331,10 +373,10 @@ async fn many_pieces_of_a_running_log_become_one_and_what_was_before_is_removed(
                 if let Some(list) = list.filter(|list| Some(list) != lists.last()) {
                     break list;
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        lists.push(tokio::time::timeout(std::time::Duration::from_secs(60), is_new).await.unwrap());
+        lists.push(tokio::time::timeout(Duration::from_secs(60), is_new).await.unwrap());
     }
     let counts: Vec<usize> = lists.iter().map(|(_, layers)| layers.len()).collect();
     let expected: Vec<usize> = (1..=64).chain(1..=16).collect();
@@ -367,10 +409,10 @@ async fn what_goes_on_from_the_registry_is_kept_and_what_does_not_is_replaced() 
     writer.write(said[0].clone()).await.unwrap();
     let listed = async {
         while fixture.listed().await.is_none() {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), listed).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), listed).await.unwrap();
     drop(writer);
     let log = one.build_directory(&build).join("log");
     let first = std::fs::read(&log).unwrap();

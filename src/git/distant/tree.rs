@@ -38,10 +38,11 @@ impl Repository {
         while !trees.is_empty() {
             self.bring_objects(trees.clone()).await?;
             let repository = self.clone();
-            let read = blocking(move || entries_of(&repository.objects()?, &trees)).await?;
+            let most = MAX_ENTRIES - entries;
+            let read = blocking(move || entries_of(&repository.objects()?, &trees, most)).await?;
             trees = Vec::new();
             (entries, depth) = (entries + read.len() as u64, depth + 1);
-            if entries > MAX_ENTRIES || depth > MAX_DEPTH + 1 {
+            if depth > MAX_DEPTH + 1 {
                 return Err(GitError::TooManyFiles(MAX_ENTRIES));
             }
             for (id, is_tree) in read {
@@ -73,12 +74,16 @@ impl Quarantine {
     }
 }
 
-/// What directories have in them, but not other repositories, and whether it is a directory.
-fn entries_of(objects: &Objects, trees: &[Oid]) -> Result<Vec<(Oid, bool)>, GitError> {
+/// What directories have in them, but not other repositories, and whether it is a directory; of no more than so many entries.
+fn entries_of(objects: &Objects, trees: &[Oid], most: u64) -> Result<Vec<(Oid, bool)>, GitError> {
     let mut found = Vec::new();
     for tree in trees {
         let entries = objects.tree(*tree)?;
         found.extend(entries.iter().filter(|e| !e.is_submodule()).map(|e| (e.id, e.is_tree())));
+        // A few directories, told by their differences, may have more entries than there is memory.
+        if found.len() as u64 > most {
+            return Err(GitError::TooManyFiles(MAX_ENTRIES));
+        }
     }
     Ok(found)
 }

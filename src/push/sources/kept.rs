@@ -2,7 +2,9 @@
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest as _, Sha256};
 
 use super::{SourcesError, blocking};
@@ -19,6 +21,8 @@ const PACK: &str = "application/vnd.hephy.git.pack";
 const INDEX: &str = "application/vnd.hephy.git.index";
 /// The annotation that names a pack.
 const NAME: &str = "dev.hephy.git.name";
+/// The annotation that says when a push was kept, in seconds since 1970.
+const KEPT: &str = "dev.hephy.git.kept";
 /// The annotation that tells a pack from the same one before.
 const AGAIN: &str = "dev.hephy.git.again";
 /// The tag that holds the manifest, for a registry that removes what has none.
@@ -37,6 +41,8 @@ pub(super) struct Kept {
     pub(super) name: String,
     /// How often it was pushed again: objects that nothing named any more may be gone from a disk that had them.
     pub(super) again: u32,
+    /// When it was pushed; a pack that was made of others has no time.
+    pub(super) at: Option<Timestamp>,
     pub(super) pack: Descriptor,
     pub(super) index: Descriptor,
 }
@@ -44,6 +50,14 @@ pub(super) struct Kept {
 impl Kept {
     pub(super) fn key(&self) -> (String, u32) {
         (self.name.clone(), self.again)
+    }
+
+    /// Whether it came within `age`: what is in it may be named by nothing yet, since a push waits for its turn or another
+    /// server is just about to name it.
+    pub(super) fn is_young(&self, age: Duration) -> bool {
+        self.at.is_some_and(|at| {
+            Timestamp::now().duration_since(at) < SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX)
+        })
     }
 }
 
@@ -67,7 +81,7 @@ impl Registry {
             }
             if let [pack_file, index] = descriptors.as_slice() {
                 let (name, pack, index) = (pack.name.clone(), pack_file.clone(), index.clone());
-                all.push(Kept { name, again: 0, pack, index });
+                all.push(Kept { name, again: 0, at: None, pack, index });
             }
         }
         Ok(all)
@@ -82,7 +96,9 @@ impl Registry {
         let layers = packs.iter().flat_map(|kept| {
             let mut pack = kept.pack.clone();
             let again = (kept.again > 0).then(|| (AGAIN.to_owned(), kept.again.to_string()));
-            pack.annotations = [(NAME.to_owned(), kept.name.clone())].into_iter().chain(again).collect();
+            let at = kept.at.map(|at| (KEPT.to_owned(), at.as_second().to_string()));
+            let name = (NAME.to_owned(), kept.name.clone());
+            pack.annotations = std::iter::once(name).chain(again).chain(at).collect();
             [pack, kept.index.clone()]
         });
         let layers = layers.collect();
@@ -152,7 +168,8 @@ impl Registry {
                 return Err(malformed("a layer is neither a pack nor an index"));
             }
             let again = pack.annotations.get(AGAIN).and_then(|again| again.parse().ok()).unwrap_or_default();
-            packs.push(Kept { name, again, pack: pack.clone(), index: index.clone() });
+            let at = pack.annotations.get(KEPT).and_then(|at| Timestamp::from_second(at.parse().ok()?).ok());
+            packs.push(Kept { name, again, at, pack: pack.clone(), index: index.clone() });
         }
         Ok(packs)
     }

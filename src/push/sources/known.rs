@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::SourcesError;
+use super::kept::Kept;
 use crate::model::CommitId;
 use crate::oci::Digest;
 
@@ -34,6 +35,14 @@ impl Known {
             Ok(json) => Ok(serde_json::from_slice(&json).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(source) => Err(SourcesError::File { doing: "read", path, source }),
+        }
+    }
+
+    /// The repository was collected: what these packs brought may be gone, and is fetched again by whoever opens it next.
+    pub(super) fn lose(&mut self, packs: &[Kept]) {
+        if !packs.is_empty() {
+            self.manifest = None;
+            self.packs.retain(|known| packs.iter().all(|lost| lost.key() != *known));
         }
     }
 

@@ -67,13 +67,21 @@ impl Sources {
 
     /// Lets go of what was brought, for the repository is here whole. It goes with whoever reads it now.
     pub(super) fn let_go(&self, app: &AppName) {
-        lock(&self.brought).remove(app);
+        let place = lock(&self.brought).remove(app);
+        remove_behind(place);
     }
 
     /// Lets go of what was brought long ago: nobody knows any more what of it is needed.
     pub fn let_go_of_old(&self) {
-        lock(&self.brought).retain(|_, place| place.since.elapsed() < BROUGHT_AGE);
+        let old = |_: &AppName, place: &mut Place| place.since.elapsed() >= BROUGHT_AGE;
+        let places: Vec<_> = lock(&self.brought).extract_if(old).collect();
+        remove_behind(places);
     }
+}
+
+/// Drops what was brought where nobody waits for it: there may be very many files.
+fn remove_behind(places: impl Send + 'static) {
+    tokio::task::spawn_blocking(move || drop(places));
 }
 
 /// The index of a pack, fetched if it is not here.
@@ -121,7 +129,8 @@ fn source(
         let kept = packs.get(name).cloned();
         async move {
             let kept = kept.ok_or_else(unlisted)?;
-            let arrivals = repository.arrivals()?;
+            let place = repository.clone();
+            let arrivals = blocking(move || Ok(place.arrivals()?)).await?;
             let pack = registry.pull(&app, &kept, arrivals.path()).await?;
             let taken = blocking(move || Ok(repository.take_in_more(&[pack])?)).await;
             taken.map_err(FetchError::from)
@@ -142,7 +151,7 @@ mod tests {
 
     fn kept(name: &str, bytes: u64) -> Kept {
         let descriptor = |size| Descriptor { size, ..Descriptor::of(MediaType::Empty, name.as_bytes()) };
-        Kept { name: name.to_owned(), again: 0, pack: descriptor(bytes), index: descriptor(10) }
+        Kept { name: name.to_owned(), again: 0, at: None, pack: descriptor(bytes), index: descriptor(10) }
     }
 
     #[test]
