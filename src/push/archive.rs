@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use flate2::Compression;
 use flate2::read::GzEncoder;
+use tempfile::NamedTempFile;
 
 use super::sources::digest_of_file;
 use crate::model::Build;
@@ -109,13 +110,10 @@ impl Archive {
         (from, to): (u64, u64),
     ) -> Result<Descriptor, ArchiveError> {
         let (repository, _) = self.find(build)?;
-        let (log, packed) = (log.to_owned(), log.with_extension("gz"));
-        let to_pack = packed.clone();
-        let (digest, size) = blocking(move || pack(&log, (from, to), &to_pack)).await?;
-        let pushed = self.client.push_blob(&repository, BlobSource::file(&packed, digest, size), &[]).await;
-        // It is of no use any more, whether it is there now or not.
-        drop(tokio::fs::remove_file(&packed).await);
-        pushed?;
+        let log = log.to_owned();
+        // Its own file, also of one that is given up: that goes on packing for a moment.
+        let (packed, digest, size) = blocking(move || pack(&log, (from, to))).await?;
+        self.client.push_blob(&repository, BlobSource::file(packed.path(), digest, size), &[]).await?;
         Ok(Descriptor::new(MediaType::from(LOG), digest, size))
     }
 
@@ -155,12 +153,14 @@ impl Archive {
     }
 }
 
-fn pack(from: &Path, (start, end): (u64, u64), to: &Path) -> io::Result<(Digest, u64)> {
+fn pack(from: &Path, (start, end): (u64, u64)) -> io::Result<(NamedTempFile, Digest, u64)> {
     let mut file = std::fs::File::open(from)?;
     file.seek(SeekFrom::Start(start))?;
     let mut packed = GzEncoder::new(file.take(end - start), Compression::default());
-    io::copy(&mut packed, &mut std::fs::File::create(to)?)?;
-    digest_of_file(to)
+    let mut to = NamedTempFile::new_in(from.parent().unwrap_or(Path::new(".")))?;
+    io::copy(&mut packed, &mut to)?;
+    let (digest, size) = digest_of_file(to.path())?;
+    Ok((to, digest, size))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::claim::{self, ClaimError};
 use super::recovery::put_right;
 use super::{Pushes, rolling};
-use crate::kubernetes::LeaseError;
+use crate::kubernetes::{LeaseError, Leases};
 use crate::model::store::{self, StoreError};
 use crate::model::{App, AppName, Chain, ObjectName, UserName};
 use crate::rollout::{RuntimeError, Version};
@@ -24,6 +24,8 @@ const LEASE: &str = "upkeep";
 
 /// What the leases of apps begin with: see [`super::Stages::hold`].
 const APP_LEASES: &str = "app-";
+/// And those of who consolidates what is kept of their pushes: see [`super::Stages::hold_packs`].
+const PACKS_LEASES: &str = "packs-";
 
 /// How long the records of all apps may take to be read: what is older says nothing of what runs.
 const FRESH: Duration = Duration::from_secs(20);
@@ -189,13 +191,22 @@ impl Keeper {
             if !read.is_ok_and(|app| app.is_none_or(|app| app.object.holder.is_none())) {
                 continue;
             }
-            if let Some(held) = leases.hold_left(&name).await? {
-                tracing::info!(lease = name, "the lease of a dead server is removed");
-                held.release().await;
-            }
+            release_left(leases, &name).await?;
+        }
+        for name in leases.names(PACKS_LEASES).await? {
+            release_left(leases, &name).await?;
         }
         Ok(())
     }
+}
+
+/// Removes a lease that nobody renews.
+async fn release_left(leases: &Leases, name: &str) -> Result<(), LeaseError> {
+    if let Some(held) = leases.hold_left(name).await? {
+        tracing::info!(lease = name, "the lease of a dead server is removed");
+        held.release().await;
+    }
+    Ok(())
 }
 
 /// What runs of all apps, by the records.

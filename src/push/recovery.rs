@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
+
 use super::running::conclude;
 use super::trace::Trace;
 use super::{Hold, Pushes, Stages, claim, rolling};
@@ -12,6 +14,9 @@ use crate::model::store::{self, StoreError};
 use crate::model::{
     App, AppName, Build, BuildState, Chain, Claim, Fault, Object, ObjectName, Outcome, Release, ReleaseState,
 };
+
+/// How many apps are taken up at once.
+const AT_ONCE: usize = 8;
 
 /// Why an app could not be put right.
 #[derive(Debug, thiserror::Error)]
@@ -40,16 +45,15 @@ impl Pushes {
 
     /// Goes on with what servers left that are gone. Cheap, so that it can be done every few seconds.
     pub async fn take_up(&self) -> Result<usize, StoreError> {
-        let mut adopted = 0;
-        for app in readable::<App>(self.stages()).await?.into_iter().filter(|app| app.holder.is_some()) {
-            match self.take_up_app(&app.name).await {
-                Ok(goes_on) => adopted += usize::from(goes_on),
-                Err(error) => {
-                    tracing::error!(app = %app.name, error = %Chain(&error), "what another server left cannot be taken up");
-                }
-            }
-        }
-        Ok(adopted)
+        let claimed = readable::<App>(self.stages()).await?.into_iter().filter(|app| app.holder.is_some());
+        // One whose log comes slowly is in no other's way.
+        let taken_up = futures::stream::iter(claimed).map(async |app| {
+            self.take_up_app(&app.name).await.unwrap_or_else(|error| {
+                tracing::error!(app = %app.name, error = %Chain(&error), "what another server left cannot be taken up");
+                false
+            })
+        });
+        Ok(taken_up.buffer_unordered(AT_ONCE).filter(|goes_on| std::future::ready(*goes_on)).count().await)
     }
 
     /// A build that no App knows of is over.

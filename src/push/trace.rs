@@ -201,7 +201,10 @@ impl PlatformTrace {
                     }
                     return;
                 }
-                let span = self.open.remove(number).unwrap_or_else(|| begin(self, time - time_of(state)));
+                let span = self
+                    .open
+                    .remove(number)
+                    .unwrap_or_else(|| begin(self, time.checked_sub(time_of(state)).unwrap_or(time)));
                 self.end_step(span, state, time);
             }
             BuildEvent::Note { text } => {

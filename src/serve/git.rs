@@ -100,6 +100,8 @@ pub(super) async fn receive(server: &Server, session: Session, name: &AppName) -
     let refs = app.as_ref().map_or_else(Refs::new, |app| app.refs.clone());
     let limits = Limits { max_pack_bytes: server.settings().max_pack_bytes, ..Limits::default() };
     let received = git::receive_pack(&repository, &refs, &limits, &mut stdin, stdout).await;
+    // What it has in memory of packs that are elsewhere is not held until the build ends.
+    drop(repository);
     match received {
         Ok(Received::Push(push, reporter)) => {
             let decision = Decision { server, person, name: name.clone(), app, closed };

@@ -38,6 +38,8 @@ pub(super) const REPOSITORY: &str = "hephy/pull-check";
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How long a pod is there at most, for the case that its server is not.
 const POD_SECONDS: i64 = 900;
+/// Why nothing is tried where builds, and so apps, have no node yet.
+const NO_NODE: &str = "no node that takes builds is ready";
 /// What marks our pods.
 const LABEL: (&str, &str) = ("app.kubernetes.io/component", "pull-check");
 /// A layer without files: a tar's two blocks of zeros.
@@ -150,7 +152,7 @@ impl PullCheck {
 
     async fn try_all(&self, known: &watch::Sender<Pulls>) -> Result<(), Untried> {
         self.remove_old().await;
-        let platforms = self.driver.platforms().await.map_err(Untried::Platforms)?;
+        let platforms = self.platforms(known).await.map_err(Untried::Platforms)?;
         let digest = publish(&self.client, &self.repository, &platforms).await.map_err(Untried::Publish)?;
         let awaited = platforms.iter().map(|platform| (platform.clone(), Pull::Awaited));
         known.send_modify(|pulls| pulls.platforms = awaited.collect());
@@ -175,6 +177,19 @@ impl PullCheck {
             self.delete(&self.name(platform)).await;
         }
         Ok(())
+    }
+
+    /// Those of the nodes that take builds, once there are any.
+    async fn platforms(&self, known: &watch::Sender<Pulls>) -> Result<Vec<Platform>, BuildFailure> {
+        loop {
+            let platforms = self.driver.platforms().await?;
+            let is_without = platforms.is_empty();
+            known.send_modify(|pulls| pulls.untried = is_without.then(|| NO_NODE.to_owned()));
+            if !is_without {
+                return Ok(platforms);
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
     }
 
     fn name(&self, platform: &Platform) -> String {

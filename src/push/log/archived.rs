@@ -10,6 +10,9 @@ use super::{LogReader, LogWriter, Logs};
 use crate::model::{Build, Chain, LogLine};
 use crate::push::archive::{Archive, ArchiveError, Extent};
 
+/// How long a build that has ended waits for the last addition to its log.
+const ADDITION_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long a build that has ended waits for its log to be in the archive.
 const ARCHIVE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -34,10 +37,9 @@ impl Logs {
     pub async fn keep(&self, build: &Build, log: &mut LogWriter) {
         let (Some(archive), Some(uploading)) = (&self.archive, log.uploading.take()) else { return };
         let file = self.file(build);
-        let put = tokio::time::timeout(ARCHIVE_PATIENCE, async {
-            uploading.end().await;
-            archive.put(build, &file).await
-        });
+        // An addition that stalls is given up; all of the log has time of its own.
+        let _ended = tokio::time::timeout(ADDITION_PATIENCE, uploading.end()).await;
+        let put = tokio::time::timeout(ARCHIVE_PATIENCE, archive.put(build, &file));
         let error = match put.await {
             Ok(Ok(())) => {
                 // Where this is lacking, the log is looked for in the archive again.
