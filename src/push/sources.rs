@@ -330,6 +330,10 @@ impl Sources {
     async fn note(&self, app: &AppName, change: impl FnOnce(&mut Known)) -> Result<(), SourcesError> {
         let (path, turn) = (self.path(app), self.turns.of(app));
         let _turn = turn.lock().await;
+        // Nothing is known of what is not here.
+        if !tokio::fs::try_exists(&path).await.unwrap_or_default() {
+            return Ok(());
+        }
         let mut known = Known::read(&path).await?;
         change(&mut known);
         known.write(&path).await

@@ -51,6 +51,7 @@ impl Platform {
         let place = self.registry.place(registry.address);
         let client = place.client(Duration::from_hours(1)).unwrap();
         let sources = Sources::shared(self.directory.path().join(name), client, place).near(near_bytes);
+        let sources = sources.young(Duration::ZERO);
         let sources = Arc::new(sources);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("git://{}/hello", listener.local_addr().unwrap());

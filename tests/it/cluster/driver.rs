@@ -190,7 +190,8 @@ async fn a_build_that_writes_more_than_its_room_is_told_the_limit() {
     // Evicted by its kubelet, which looks every few seconds.
     let failure =
         bench.failure(config, "FROM busybox:1\nRUN dd if=/dev/zero of=/large bs=1M count=160; sleep 120\n");
-    let BuildFailure::App(step) = failure.await else { panic!("it is the app's") };
+    let failure = failure.await;
+    let BuildFailure::App(step) = failure else { panic!("{failure:?}") };
     assert!(step.heading.contains("exceeds the limit \"64Mi\""), "{step:?}");
     assert!(step.hint.as_ref().is_some_and(|hint| hint.contains("build.scratchSizeLimit")), "{step:?}");
     bench.end().await;
