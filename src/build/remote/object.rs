@@ -1,7 +1,8 @@
 //! One object of a store: S3 and what speaks its protocol, Google's Cloud Storage, Azure's Blob Storage.
 //!
-//! Asked for as whom the cloud knows this machine (`registry::identity`), or as anybody where it knows nobody. The variables that
-//! move a store elsewhere are kaniko's, which are those of the clouds' own libraries.
+//! Asked for as whom the cloud knows this machine (`registry::identity`), or as anybody where it knows nobody or gives that one
+//! nothing: an identity that a machine happens to have is no reason not to read what is public. The variables that move a
+//! store elsewhere are kaniko's, which are those of the clouds' own libraries.
 
 mod azure;
 mod google;
@@ -84,6 +85,15 @@ pub(crate) struct Objects {
     web: Web,
 }
 
+/// As whom a store is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asker {
+    /// As whom its cloud knows this machine, if it knows it.
+    Machine,
+    /// With nothing that proves anything.
+    Anybody,
+}
+
 /// A question to a store, and who asks.
 struct Question {
     url: Url,
@@ -108,7 +118,16 @@ impl Objects {
     }
 
     async fn get_once(&self, object: &Object, spool: &Path) -> Result<Download, RemoteError> {
-        let question = self.question(object, None).await?;
+        match self.get_as(Asker::Machine, object, spool).await {
+            Err(error) if is_of_identity(&error) => {
+                self.get_as(Asker::Anybody, object, spool).await.or(Err(error))
+            }
+            got => got,
+        }
+    }
+
+    async fn get_as(&self, asker: Asker, object: &Object, spool: &Path) -> Result<Download, RemoteError> {
+        let question = self.question(asker, object, None).await?;
         let answer = self.web.ask(&question.url, question.headers.clone()).await?;
         if answer.status() == StatusCode::OK {
             return self.web.read(&question.url, answer, spool).await;
@@ -118,7 +137,7 @@ impl Objects {
         if let (Object::S3 { .. }, 301 | 307 | 400, Some(region)) =
             (object, answer.status().as_u16(), region.filter(|region| s3::is_region(region)))
         {
-            let again = self.question(object, Some(region)).await?;
+            let again = self.question(asker, object, Some(region)).await?;
             let answer = self.web.ask(&again.url, again.headers.clone()).await?;
             if answer.status() == StatusCode::OK {
                 return self.web.read(&again.url, answer, spool).await;
@@ -128,14 +147,31 @@ impl Objects {
         Err(refused(object, question.who, answer).await)
     }
 
-    async fn question(&self, object: &Object, region: Option<&str>) -> Result<Question, RemoteError> {
+    async fn question(
+        &self,
+        asker: Asker,
+        object: &Object,
+        region: Option<&str>,
+    ) -> Result<Question, RemoteError> {
         let (variables, http) = (&self.variables, &self.http);
         let question = match object {
-            Object::S3 { bucket, key } => s3::question(variables, http, (bucket, key), region).await,
-            Object::Google { bucket, object } => google::question(variables, http, bucket, object).await,
-            Object::Azure(url) => azure::question(variables, http, url).await,
+            Object::S3 { bucket, key } => s3::question(variables, http, asker, (bucket, key), region).await,
+            Object::Google { bucket, object } => {
+                google::question(variables, http, asker, bucket, object).await
+            }
+            Object::Azure(url) => azure::question(variables, http, asker, url).await,
         };
         question.map_err(|source| RemoteError::Identity { address: object.to_string(), source })
+    }
+}
+
+/// Whether an object is not given because of who asks.
+fn is_of_identity(error: &RemoteError) -> bool {
+    match error {
+        RemoteError::Identity { .. } => true,
+        // S3 answers 400 to a token that has expired.
+        RemoteError::Object { status, .. } => matches!(status.as_u16(), 400 | 401 | 403),
+        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Cloud Storage: a GET with a token.
 
-use super::{Question, endpoint, headers};
+use super::{Asker, Question, endpoint, headers};
 use crate::registry::identity::sigv4::encoded;
 use crate::registry::identity::{Http, IdentityError, Variables, google};
 
@@ -9,6 +9,7 @@ const STORE: &str = "https://storage.googleapis.com";
 pub(super) async fn question(
     variables: &Variables,
     http: &Http,
+    asker: Asker,
     bucket: &str,
     object: &str,
 ) -> Result<Question, IdentityError> {
@@ -23,9 +24,9 @@ pub(super) async fn question(
     url.set_path(&format!("/storage/v1/b/{bucket}/o/{}", encoded(object, false)));
     url.set_query(Some("alt=media"));
     // An emulator knows nobody, and what others know is not for it.
-    let token = match emulator {
-        Some(_) => None,
-        None => google::token(variables, http, google::READ_STORAGE).await?,
+    let token = match (asker, emulator) {
+        (Asker::Anybody, _) | (_, Some(_)) => None,
+        (Asker::Machine, None) => google::token(variables, http, google::READ_STORAGE).await?,
     };
     Ok(match token {
         Some(token) => {

@@ -144,6 +144,39 @@ async fn who_has_no_keys_asks_as_anybody_and_is_told_so() {
 }
 
 #[tokio::test]
+async fn what_anybody_may_read_is_read_with_an_identity_that_the_store_does_not_take() {
+    let (store, asked) = serve(|asked| {
+        let is_anybody = asked.header("authorization").is_empty();
+        match asked.url.path().strip_prefix("/open/").and_then(|status| status.parse().ok()) {
+            Some(_) if is_anybody => answer(200, &[], "content"),
+            Some(status) => answer(status, &[], "<Error/>"),
+            None if is_anybody => answer(403, &[], "<Error><Message>not public</Message></Error>"),
+            None => answer(403, &[], "<Error><Message>not yours</Message></Error>"),
+        }
+    })
+    .await;
+    let mut given = KEYS.to_vec();
+    given.push(("S3_ENDPOINT", store.as_str()));
+    for status in ["400", "401", "403"] {
+        assert_eq!(get(&given, &format!("s3://open/{status}"), 100).await.unwrap(), "content");
+    }
+    assert_eq!(*asked.lock().unwrap(), 6);
+    let error = get(&given, "s3://open/404", 100).await.unwrap_err().to_string();
+    assert!(error.contains("404 Not Found to `$AWS_ACCESS_KEY_ID`"), "{error}");
+    // If nobody may read it, what is told is what this machine was told.
+    let error = get(&given, "s3://closed/k", 100).await.unwrap_err().to_string();
+    assert!(error.contains("to `$AWS_ACCESS_KEY_ID`: not yours"), "{error}");
+    let given = [
+        ("S3_ENDPOINT", store.as_str()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent"),
+    ];
+    assert_eq!(get(&given, "s3://open/403", 100).await.unwrap(), "content");
+    let error = get(&given, "s3://closed/k", 100).await.unwrap_err();
+    assert!(matches!(error, RemoteError::Identity { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn an_emulator_of_cloud_storage_is_asked_as_nobody_and_a_failure_that_passes_again() {
     let failures = Arc::new(Mutex::new(1));
     let (store, asked) = serve(move |asked| {
@@ -175,12 +208,15 @@ async fn a_blob_of_azure_is_asked_for_with_the_accounts_key_and_not_by_another_n
     let key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
     let variables = Variables::of(&[("AZURE_STORAGE_ACCESS_KEY", key)]);
     let url: Url = "https://acme.blob.core.windows.net/c/a%20b.tar.gz?versionid=1".parse().unwrap();
-    let question = azure::question(&variables, &Http::new(Vec::new()), &url).await.unwrap();
+    let question = azure::question(&variables, &Http::new(Vec::new()), Asker::Machine, &url).await.unwrap();
     let text = |name: &str| question.headers.get(name).unwrap().to_str().unwrap().to_owned();
     let own = [("x-ms-date", text("x-ms-date")), ("x-ms-version", text("x-ms-version"))];
     let expected = azure::sign(&Secret::new(key.to_owned()), "acme", &url, &own).unwrap();
     assert_eq!(text("authorization"), format!("SharedKey acme:{expected}"));
     assert!(!format!("{:?}", question.headers).contains(&expected));
+    let anybody = azure::question(&variables, &Http::new(Vec::new()), Asker::Anybody, &url).await.unwrap();
+    assert_eq!(anybody.headers.get("authorization"), None);
+    assert!(anybody.headers.contains_key("x-ms-version"));
     for other in [
         "https://acme.blob.core.windows.net.evil.test/c/k",
         "https://evil.test/acme.blob.core.windows.net/c/k",
