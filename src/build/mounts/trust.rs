@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::AtFlags;
+use rustix::io::Errno;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
@@ -24,7 +25,7 @@ use java::Stores;
 pub(in crate::build) use watch::Watch;
 
 use crate::build::worker::WorkerError;
-use crate::layers::Root;
+use crate::layers::{Root, RootError};
 use crate::model::Secret;
 use crate::sandbox::{Access, Mount, MountSource};
 
@@ -151,7 +152,7 @@ impl Laid {
             java: Stores::default(),
         };
         for path in paths {
-            let Some(content) = root.read(&path, MAX_BUNDLE_BYTES)? else { continue };
+            let Some(content) = left(root, &path, MAX_BUNDLE_BYTES)? else { continue };
             if laid.files.is_empty() {
                 laid.bundle = joined(&String::from_utf8_lossy(&content), certificates);
             }
@@ -235,7 +236,7 @@ impl Laid {
     pub(in crate::build) fn take_back(self, root: &Root) -> Result<(), WorkerError> {
         self.java.take_back(root)?;
         for file in &self.files {
-            self.clean(root, file).map_err(WorkerError::Trust)?;
+            self.clean(root, file)?;
         }
         for made in self.made.iter().rev() {
             // What the step has put something into, or has put there itself, stays.
@@ -259,29 +260,21 @@ impl Laid {
         }
     }
 
-    fn clean(&self, root: &Root, file: &LaidFile) -> io::Result<()> {
+    fn clean(&self, root: &Root, file: &LaidFile) -> Result<(), WorkerError> {
         for aside in set_aside(root, &file.path).iter().filter(|aside| !file.aside.contains(aside)) {
             // A package manager thought that ours was the administrator's.
             if let (Ok((parent, name)), Some(to)) = (root.resolve_parent(aside), file.path.file_name()) {
-                rustix::fs::renameat(&parent, &name, &parent, to)?;
+                rustix::fs::renameat(&parent, &name, &parent, to)
+                    .map_err(|errno| WorkerError::Trust(errno.into()))?;
             }
         }
-        let Ok(Some(content)) = root.read(&file.path, 2 * MAX_BUNDLE_BYTES) else { return Ok(()) };
+        let Some(content) = left(root, &file.path, 2 * MAX_BUNDLE_BYTES)? else { return Ok(()) };
         let Some(left) = self.added.cut_out_of(&content) else { return Ok(()) };
         if left.is_empty() && file.before.is_none() {
             self.remove(root, &file.path, AtFlags::empty());
             return Ok(());
         }
-        let mut bundle = writable(root, &file.path)?;
-        bundle.set_len(0)?;
-        bundle.write_all(&left)?;
-        // One that the step put there is new, whatever is in it.
-        if let Some((before, modified, inode)) = &file.before
-            && (before, *inode) == (&left, bundle.metadata()?.ino())
-        {
-            bundle.set_times(FileTimes::new().set_modified(*modified))?;
-        }
-        Ok(())
+        file.write(root, &left).map_err(WorkerError::Trust)
     }
 
     /// Adds the certificates to bundles that a step makes, as long as the result lives.
@@ -292,6 +285,22 @@ impl Laid {
             tracing::debug!(%error, "bundles that the step makes are not added to");
         }
         watch.ok()
+    }
+}
+
+impl LaidFile {
+    /// Makes `content` what is in it.
+    fn write(&self, root: &Root, content: &[u8]) -> io::Result<()> {
+        let mut bundle = writable(root, &self.path)?;
+        bundle.set_len(0)?;
+        bundle.write_all(content)?;
+        // One that the step put there is new, whatever is in it.
+        if let Some((before, modified, inode)) = &self.before
+            && (before.as_slice(), *inode) == (content, bundle.metadata()?.ino())
+        {
+            bundle.set_times(FileTimes::new().set_modified(*modified))?;
+        }
+        Ok(())
     }
 }
 
@@ -337,6 +346,23 @@ fn find(content: &[u8], part: &[u8]) -> Option<usize> {
         from = at + 1;
     }
     None
+}
+
+/// What is in the file at `path`; none if it is gone, or is no file any more.
+fn left(root: &Root, path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, WorkerError> {
+    match root.read(path, max_bytes) {
+        Err(RootError::NotAFile(_)) => Ok(None),
+        Err(RootError::TooLarge { .. }) => {
+            Err(WorkerError::TrustTooLarge { path: path.to_owned(), max_bytes })
+        }
+        // A file is where a directory was, or a link that leads in a circle.
+        Err(RootError::File(error))
+            if matches!(Errno::from_io_error(&error.source), Some(Errno::NOTDIR | Errno::LOOP)) =>
+        {
+            Ok(None)
+        }
+        read => Ok(read?),
+    }
 }
 
 /// What package managers have left beside a file.
@@ -408,6 +434,39 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
         Laid::lay(&root, CERTIFICATE).unwrap().take_back(&root).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), long_ago);
+    }
+
+    #[test]
+    fn a_bundle_that_is_gone_is_the_steps_and_one_that_is_too_large_is_told() {
+        let (directory, root, _) = root();
+        let path = directory.path().join("etc/ssl/cert.pem");
+        let lay = || {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "theirs").unwrap();
+            Laid::lay(&root, CERTIFICATE).unwrap()
+        };
+        let laid = lay();
+        File::options().write(true).open(&path).unwrap().set_len(2 * MAX_BUNDLE_BYTES + 1).unwrap();
+        let error = laid.take_back(&root).unwrap_err();
+        assert!(matches!(error, WorkerError::TrustTooLarge { .. }) && error.is_app(), "{error}");
+        assert!(matches!(Laid::lay(&root, CERTIFICATE), Err(WorkerError::TrustTooLarge { .. })));
+        let removed: [&dyn Fn(); 3] = [
+            &|| fs::remove_file(&path).unwrap(),
+            &|| {
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+            },
+            &|| {
+                fs::remove_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path.parent().unwrap(), "").unwrap();
+            },
+        ];
+        for remove in removed {
+            let laid = lay();
+            remove();
+            laid.take_back(&root).unwrap();
+            drop(fs::remove_dir(&path));
+        }
     }
 
     #[test]

@@ -49,6 +49,11 @@ pub(crate) enum WorkerError {
         .0.display()
     )]
     KeyStore(PathBuf),
+    #[error(
+        "`{}` is larger than {max_bytes} bytes, so that the certificates of `--ca-bundle` cannot be added to it or taken out of it",
+        path.display()
+    )]
+    TrustTooLarge { path: PathBuf, max_bytes: u64 },
     #[error("failed to make a cache mount")]
     Cache(#[source] std::io::Error),
     #[error("the layer {0} is not in the store")]
@@ -59,7 +64,7 @@ pub(crate) enum WorkerError {
 
 impl WorkerError {
     /// Whether the pusher can fix it.
-    pub(super) fn is_app(&self) -> bool {
+    pub(in crate::build) fn is_app(&self) -> bool {
         let is_theirs = match self {
             // Of the image or of the isolation, not of the machine.
             Self::Sandbox(error) => {
@@ -74,6 +79,7 @@ impl WorkerError {
                     | Self::Pattern { .. }
                     | Self::LinkedOwner(_)
                     | Self::KeyStore(_)
+                    | Self::TrustTooLarge { .. }
             ),
         };
         is_theirs && !is_disk_full(self)

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::keystore::KeyStore;
-use super::{find, writable};
+use super::{find, left, writable};
 use crate::build::worker::WorkerError;
-use crate::layers::Root;
+use crate::layers::{Root, RootError};
 
 /// Where distributions keep the one store of all their JDKs.
 const STORES: [&str; 4] = [
@@ -62,7 +62,12 @@ impl Stores {
             return Ok(stores);
         }
         for path in paths(root, java_home) {
-            let Some(before) = root.read(&path, MAX_STORE_BYTES)? else { continue };
+            let before = match root.read(&path, MAX_STORE_BYTES) {
+                Ok(Some(before)) => before,
+                // Whatever that is, no JDK came with it.
+                Ok(None) | Err(RootError::TooLarge { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
             let mut store = KeyStore::read(&before).unwrap_or_else(|| KeyStore::of(system));
             store.add(&stores.certificates, ALIAS);
             let laid = store.write();
@@ -81,8 +86,7 @@ impl Stores {
     }
 
     fn clean(&self, root: &Root, store: &LaidStore) -> Result<(), WorkerError> {
-        // What is gone, or no file any more, is the step's.
-        let Ok(Some(content)) = root.read(&store.path, 2 * MAX_STORE_BYTES) else { return Ok(()) };
+        let Some(content) = left(root, &store.path, 2 * MAX_STORE_BYTES)? else { return Ok(()) };
         if content == store.laid {
             return store.restore(root).map_err(WorkerError::Trust);
         }
@@ -287,6 +291,18 @@ mod tests {
         assert!(encrypted.read().trusts(b"system") && encrypted.read().trusts(b"ours"));
         stores.take_back(&encrypted.root).unwrap();
         assert!(KeyStore::read(&fs::read(&encrypted.store).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_store_that_is_too_large_is_left_alone_and_one_that_became_so_is_told() {
+        let image = image(&KeyStore::default().write());
+        let grow = |bytes| File::options().write(true).open(&image.store).unwrap().set_len(bytes).unwrap();
+        let stores = image.lay(&[b"ours".to_vec()]);
+        grow(2 * MAX_STORE_BYTES + 1);
+        let error = stores.take_back(&image.root).unwrap_err();
+        assert!(matches!(error, WorkerError::TrustTooLarge { .. }) && error.is_app(), "{error}");
+        let stores = Stores::lay(&image.root, None, vec![b"ours".to_vec()], &[]).unwrap();
+        assert!(stores.files.is_empty());
     }
 
     #[test]
