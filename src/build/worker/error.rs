@@ -50,6 +50,11 @@ pub(crate) enum WorkerError {
     )]
     KeyStore(PathBuf),
     #[error(
+        "the step has changed `{}`, which had the system's certificates for its time, since the image's own store cannot be read: have one there that is JKS with the password `changeit`, or PKCS#12 without a password, before the step",
+        .0.display()
+    )]
+    LockedKeyStore(PathBuf),
+    #[error(
         "`{}` is larger than {max_bytes} bytes, so that the certificates of `--ca-bundle` cannot be added to it or taken out of it",
         path.display()
     )]
@@ -79,6 +84,7 @@ impl WorkerError {
                     | Self::Pattern { .. }
                     | Self::LinkedOwner(_)
                     | Self::KeyStore(_)
+                    | Self::LockedKeyStore(_)
                     | Self::TrustTooLarge { .. }
             ),
         };

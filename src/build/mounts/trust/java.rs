@@ -100,8 +100,10 @@ impl Stores {
             return Ok(());
         };
         if self.certificates.iter().any(|certificate| changed.trusts(certificate)) {
+            // Without the image's own, there is nothing that the step's change could be put into.
+            let before = KeyStore::read(&store.before)
+                .ok_or_else(|| WorkerError::LockedKeyStore(store.path.clone()))?;
             // What the image trusted before by itself, it goes on to trust.
-            let before = KeyStore::read(&store.before).unwrap_or_default();
             let ours = self.certificates.iter().filter(|certificate| !before.trusts(certificate));
             changed.remove(&ours.cloned().collect::<Vec<_>>());
             let write = || {
@@ -291,6 +293,30 @@ mod tests {
         assert!(encrypted.read().trusts(b"system") && encrypted.read().trusts(b"ours"));
         stores.take_back(&encrypted.root).unwrap();
         assert!(KeyStore::read(&fs::read(&encrypted.store).unwrap()).is_none());
+    }
+
+    #[test]
+    fn a_change_of_a_store_that_could_not_be_read_is_an_error_and_one_that_the_step_puts_there_is_the_steps()
+    {
+        let (system, ours) = ([b"system".to_vec()], vec![b"ours".to_vec()]);
+        let image = image(b"0\x82 encrypted");
+        let lay = || Stores::lay(&image.root, None, ours.clone(), &system).unwrap();
+        let stores = lay();
+        let mut changed = image.read();
+        changed.add(&[b"the steps".to_vec()], "step");
+        fs::write(&image.store, changed.write()).unwrap();
+        let error = stores.take_back(&image.root).unwrap_err();
+        assert!(
+            matches!(&error, WorkerError::LockedKeyStore(path) if image.store.ends_with(path)),
+            "{error}"
+        );
+        assert!(error.is_app());
+        fs::write(&image.store, b"0\x82 encrypted").unwrap();
+        let stores = lay();
+        let own = KeyStore::of(&[b"the steps".to_vec()]).write();
+        fs::write(&image.store, &own).unwrap();
+        stores.take_back(&image.root).unwrap();
+        assert_eq!(fs::read(&image.store).unwrap(), own);
     }
 
     #[test]
