@@ -37,6 +37,7 @@ pub use entries::{ArchiveError, Limits};
 pub use error::FileError;
 pub use known::KnownContents;
 pub use node::Owner;
+pub use owners::TooManyOwners;
 pub use place::{Owners, match_root};
 pub use plain::{LaidFiles, Look, PlainRoot};
 pub use root::{Root, RootError};

@@ -197,7 +197,8 @@ pub(super) fn xattrs(fd: impl AsFd) -> io::Result<Xattrs> {
     Ok(found)
 }
 
-fn xattr_names(fd: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+/// The names of all attributes.
+pub(super) fn xattr_names(fd: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     // Nearly every file has none, and then one call without a buffer says so.
     let mut list = match rustix::fs::flistxattr_query(fd) {
         Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT};
 use super::entries::Entry;
 use super::error::{AtPath as _, FileError};
 use super::node::{Node, Owner, Xattrs, set_xattrs, xattrs};
-use super::owners::{give, give_named};
+use super::owners::{give, give_named, inherit};
 use super::root::Root;
 
 /// Whether files get the owners that they should have.
@@ -65,6 +65,7 @@ pub fn match_root(upper: &Root, lowers: &[Root], owners: Owners) -> Result<(), F
     let Some(lower) = lowers.first() else { return Ok(()) };
     let node = Node::of(lower.as_fd()).at("inspect", root)?;
     let attributes = Attributes::of_file(&node, lower.as_fd()).at("read attributes of", root)?;
+    inherit(upper.as_fd(), lower.as_fd()).at("set attributes of", root)?;
     apply(upper.as_fd(), &attributes, owners).at("set owner, mode or attributes of", root)
 }
 

@@ -1,7 +1,7 @@
 //! A tar becomes files: a layer becomes a tree that overlay can use as a lower, an archive of `ADD` is laid over
 //! what is there. Nothing is ever written through a symlink that leads out, and nothing existing is written to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -16,6 +16,7 @@ use super::entries::{ArchiveError, Entries, Entry, EntryKind, Limits};
 use super::error::{AtPath as _, FileError};
 use super::lowers::Lowers;
 use super::node::{Kind, Node, OPAQUE_NAME, OPAQUE_XATTR, Owner, WHITEOUT_PREFIX, is_whiteout_name};
+use super::owners::inherit;
 use super::place::{Attributes, Owners, apply, apply_link, copy_file};
 use super::root::{Root, RootError, remove};
 use super::sniff::{Hashing, sniff};
@@ -158,6 +159,8 @@ struct Unpacker<'a> {
     parent: Option<(PathBuf, OwnedFd)>,
     /// Attributes of directories, given at the end: filling a directory changes its mtime, and needs its mode.
     directories: BTreeMap<PathBuf, Attributes>,
+    /// Of directories: the trees below whose directories show at their place.
+    merged: HashMap<PathBuf, Vec<usize>>,
     buffer: Vec<u8>,
     entries: u64,
     bytes: u64,
@@ -173,6 +176,7 @@ impl<'a> Unpacker<'a> {
             adjust: None,
             parent: None,
             directories: BTreeMap::new(),
+            merged: HashMap::new(),
             buffer: vec![0; 1 << 17],
             entries: 0,
             bytes: 0,
@@ -183,6 +187,7 @@ impl<'a> Unpacker<'a> {
     /// Gives the tree's own directory what the layers below have, and no inherited group.
     fn prepare_root(&mut self) -> Result<(), UnpackError> {
         rustix::fs::fchmod(self.root.as_fd(), Mode::from_raw_mode(0o755)).at("prepare", "/")?;
+        self.inherit(Path::new(""))?;
         let attributes = self.attributes_below(Path::new(""))?;
         self.directories.insert(PathBuf::new(), attributes);
         Ok(())
@@ -229,6 +234,7 @@ impl<'a> Unpacker<'a> {
         self.parent = None;
         let made = self.root.create_dirs(wanted, 0o755, None)?;
         for made in made {
+            self.inherit(&made)?;
             let mut attributes = self.attributes_below(&made)?;
             self.adjusted(&mut attributes, Kind::Directory);
             self.directories.insert(made, attributes);
@@ -248,6 +254,37 @@ impl<'a> Unpacker<'a> {
             }
             _ => Ok(Attributes { mode: 0o755, owner: Owner::ROOT, mtime: 0, xattrs: BTreeMap::new() }),
         }
+    }
+
+    /// Gives the directory `path`, which was just made, what is noted of symlinks in the one below that it stands for.
+    fn inherit(&mut self, path: &Path) -> Result<(), UnpackError> {
+        let Some(tree) = self.merged_below(path)?.first().and_then(|&index| self.options.lowers.get(index))
+        else {
+            return Ok(());
+        };
+        let below = tree.open_known(path)?;
+        let made = self.root.open_known(path)?;
+        Ok(inherit(made.as_fd(), below.as_fd()).at("set attributes of", path)?)
+    }
+
+    /// The trees below that have the directory `path`, as it shows, topmost first.
+    fn merged_below(&mut self, path: &Path) -> Result<Vec<usize>, UnpackError> {
+        if self.options.lowers.is_empty() {
+            return Ok(Vec::new());
+        }
+        if let Some(merged) = self.merged.get(path) {
+            return Ok(merged.clone());
+        }
+        let lowers = Lowers(self.options.lowers);
+        let merged = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => {
+                let above = self.merged_below(parent)?;
+                lowers.child(&above, parent, name)?.merged
+            }
+            _ => lowers.root()?.merged,
+        };
+        self.merged.insert(path.to_owned(), merged.clone());
+        Ok(merged)
     }
 
     fn adjusted(&self, attributes: &mut Attributes, kind: Kind) {
@@ -354,13 +391,14 @@ impl<'a> Unpacker<'a> {
     }
 
     fn directory(
-        &self,
+        &mut self,
         path: &Path,
         name: &OsStr,
         dir: BorrowedFd<'_>,
         hides: bool,
     ) -> Result<(), UnpackError> {
         match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) if !hides => self.inherit(path)?,
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => Err(errno).at("create directory", path)?,
         }

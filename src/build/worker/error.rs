@@ -88,21 +88,22 @@ impl WorkerError {
                     | Self::TrustTooLarge { .. }
             ),
         };
-        is_theirs && !is_disk_full(self)
+        (is_theirs && !is_disk_full(self)) || has_too_many_owners(self)
     }
 }
 
 /// Whether an error is that there is no room, which is nobody's who wrote a Dockerfile.
 fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<std::io::Error>()
-            && matches!(error.kind(), StorageFull | QuotaExceeded)
-        {
-            return true;
-        }
-        next = error.source();
-    }
-    false
+    io_errors(error).any(|error| matches!(error.kind(), StorageFull | QuotaExceeded))
+}
+
+/// Whether an error is of the owners that an image has, wherever they come to a disk.
+fn has_too_many_owners(error: &(dyn std::error::Error + 'static)) -> bool {
+    io_errors(error).any(layers::TooManyOwners::is_in)
+}
+
+/// The system's part in an error.
+fn io_errors<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a std::io::Error> {
+    std::iter::successors(Some(error), |error| error.source()).filter_map(|error| error.downcast_ref())
 }

@@ -108,3 +108,22 @@ RUN chown 65535 /high/f && stat -c %u:%g /copy
     let of_first = owners(&built, 1);
     assert!(of_first.contains(&("high/f".to_owned(), (7, 7))), "{of_first:?}");
 }
+
+#[test]
+fn a_directory_may_have_more_symlinks_of_such_an_owner_than_attributes() {
+    const DOCKERFILE: &str = "FROM high:1 AS one
+COPY --chown=100000:200000 bin /app/bin/
+RUN touch /app/bin/new
+FROM scratch
+COPY --from=one /app/bin /bin/
+";
+    const LINKS: usize = 200;
+    let place = place();
+    place.file("bin/f", "f");
+    (0..LINKS).for_each(|n| symlink("f", place.path(&format!("context/bin/{n}"))).unwrap());
+    let copied = build(&place, DOCKERFILE, false).ok();
+    let owners = owners(&copied, 0).into_iter().filter(|(path, _)| path != "bin/");
+    let (of_new, others): (Vec<_>, Vec<_>) = owners.partition(|(path, _)| path == "bin/new");
+    assert_eq!((of_new[0].1, others.len()), ((0, 0), LINKS + 1));
+    assert!(others.iter().all(|(_, owner)| *owner == COPIED), "{others:?}");
+}
