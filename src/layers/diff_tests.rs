@@ -287,3 +287,25 @@ fn links_to_what_is_outside_are_compared_as_links() {
     fs::write(fixture.path("d/passwd"), "x").unwrap();
     assert_eq!(fixture.changes(&[]), ["Modified d", "Added d/passwd"]);
 }
+
+#[test]
+fn what_no_layer_says_is_taken_out_of_the_upper() {
+    let fixture = fixture(base());
+    fixture.dir("etc");
+    // As it is below, and so the directory is too.
+    fixture.file("etc/hosts", "localhost");
+    fixture.dir("old");
+    fixture.file("old/a", "a");
+    fixture.file("old/new", "new");
+    fixture.whiteout("old/never-there");
+    fixture.whiteout("link");
+    fixture.dir("made");
+    let said = fixture.changes(&[]);
+    assert_eq!(said, ["Deleted link", "Added made", "Parent old", "Added old/new"]);
+    let input = DiffInput { upper: &fixture.upper, lowers: &fixture.lowers, ignore: &[], epoch: None };
+    super::super::strip(&diff(&input).unwrap(), &fixture.upper).unwrap();
+    let left = walkdir::WalkDir::new(fixture.path("")).min_depth(1).sort_by_file_name().into_iter();
+    let left: Vec<_> =
+        left.map(|entry| entry.unwrap().path().strip_prefix(fixture.path("")).unwrap().to_owned()).collect();
+    assert_eq!(left, ["link", "made", "old", "old/new"].map(PathBuf::from));
+}

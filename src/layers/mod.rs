@@ -20,6 +20,7 @@ mod plain;
 mod root;
 mod sniff;
 mod store;
+mod strip;
 mod tar;
 mod unpack;
 mod walk;
@@ -46,5 +47,6 @@ pub use store::{
     BlobWriter, CacheDirectory, CacheSharing, LayerLock, LayerStore, Lease, PrunePolicy, Pruned, Staged,
     StoreError, Stored, TreeInfo,
 };
+pub use strip::strip;
 pub use tar::{TarError, TarStats, normalize_times, write_tar};
 pub use unpack::{UnpackError, UnpackOptions, Unpacked, unpack_files, unpack_layer};

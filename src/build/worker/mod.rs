@@ -272,9 +272,12 @@ impl Body {
         } else {
             layers::write_tar(&changes, &upper, epoch, File::from(out))?
         };
-        for root in [&upper].into_iter().chain(plain.as_ref().map(|plain| plain.root.root())) {
-            layers::normalize_times(&changes, root, epoch)?;
-            layers::normalize_times(&late, root, epoch)?;
+        // The tree is what its layer says, and nothing else: another image may have it over other layers.
+        layers::strip(&changes, &upper).map_err(WorkerError::Prepare)?;
+        layers::normalize_times(&changes, &upper, epoch)?;
+        if let Some(plain) = plain {
+            layers::normalize_times(&changes, plain.root.root(), epoch)?;
+            layers::normalize_times(&late, plain.root.root(), epoch)?;
         }
         Ok(Response::Diffed { entries: written.entries, bytes: written.bytes })
     }

@@ -47,6 +47,17 @@ fn stages_that_do_not_need_each_other_run_at_the_same_time() {
 }
 
 #[test]
+fn an_equal_layer_of_another_image_brings_nothing_of_that_along() {
+    let place = Place::new();
+    // A step that opens a file to write, and writes nothing, has a copy of it above its image.
+    let one = place.build("FROM busybox:1\nRUN : >> /etc/passwd; echo x > /x\n").ok().layer_paths(0);
+    let other =
+        "FROM busybox:1\nRUN rm /etc/passwd\nRUN echo x > /x\nRUN test -e /x && test ! -e /etc/passwd\n";
+    let other = place.build(other).ok();
+    assert_eq!((one, other.layer_paths(0)), (vec!["x".to_owned()], vec!["x".to_owned()]));
+}
+
+#[test]
 fn a_stage_that_fails_ends_the_others() {
     let dockerfile = "FROM busybox:1 AS one\nRUN exec sleep 86417\n\
         FROM busybox:1 AS two\nRUN sleep 1; exit 3\n\
