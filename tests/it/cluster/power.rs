@@ -66,7 +66,7 @@ fn a_build_whose_node_is_given_up_waits_for_another() {
     std::thread::sleep(Duration::from_secs(10));
     cluster(&["up"]);
     let ended = Ran::of(push.wait_with_output().unwrap()).succeeded();
-    drop(ended.says(&["attempt 2 of 3", "takes the build: 0/2 nodes are available", "unreachable"]));
+    drop(ended.says(&["attempt 2 of 3", "takes the build: 0/2 nodes are available", "untolerated taint"]));
     eventually("the app answers", || {
         hephy.get("hello", "/").is_ok_and(|answer| answer == (200, "with power\n".to_owned()))
     });
