@@ -155,7 +155,7 @@ impl Finder {
         if let Some(place) = name.strip_prefix(LAYOUT) {
             if !self.layouts.contains(name) {
                 return Err(EngineError::Wrong(format!(
-                    "`{name}` is a place of this machine, which a Dockerfile cannot name: give it a name with `--build-context NAME={name}`"
+                    "`{name}` is a place of this machine, which a Dockerfile cannot name: `hephy build` gives it a name with `--build-context NAME={name}`"
                 )));
             }
             return self.of_layout(name, place, platform).await;

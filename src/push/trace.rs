@@ -394,6 +394,16 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_took_longer_than_there_is_time_began_when_it_ended() {
+        let (trace, mut kept) = trace();
+        let mut platform = trace.platform(&Platform::native());
+        platform.take(&started());
+        platform.take(&step(1, "RUN make", StepState::Done { millis: u64::MAX, why: None }, time(3)));
+        let spans = kept();
+        assert_eq!((spans[0].start, spans[0].end), (time(3), time(3)));
+    }
+
+    #[test]
     fn the_steps_of_a_lost_attempt_are_beside_those_of_the_next() {
         let (trace, mut kept) = trace();
         let mut platform = trace.platform(&Platform::native());

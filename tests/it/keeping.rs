@@ -370,15 +370,15 @@ async fn the_leases_of_dead_servers_go_and_those_of_others_stay() {
     deployed(server.store(), "claimed", Some(pushing())).await;
     deployed(server.store(), "alive", None).await;
     let dead = Leases::lasting(cluster.client(), "hephy", "dead", LASTING);
-    // One of an app that is no more, one whose work is done, one whose work is to be taken up.
-    for name in ["app-gone", "app-done", "app-claimed"] {
+    // One of an app that is no more, one whose work is done, one whose work is to be taken up, one of another kind.
+    for name in ["app-gone", "app-done", "app-claimed", "packs-done"] {
         drop(dead.hold(name).await.unwrap().unwrap());
     }
     let alive = other.leases.hold("app-alive").await.unwrap().unwrap();
     let keeper = server.keeper(SOON);
     eventually("the leases are swept", async || {
         keeper.sweep_leases().await.unwrap();
-        server.leases.names("app-").await.unwrap() == ["app-alive", "app-claimed"]
+        server.leases.names("").await.unwrap() == ["app-alive", "app-claimed"]
     })
     .await;
     assert!(!alive.lost().is_cancelled());

@@ -3,17 +3,22 @@
 //! The image of all versions has a shell, and an HTTP server `httpd` with `/www` to serve.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use hephy::model::{AppName, Fault, ReleaseNumber};
 use hephy::rollout::{
     Author, InstanceState, InstanceStatus, LogQuery, Obstacle, Runtime, RuntimeError, RuntimeEvent, Version,
     rollout,
 };
-use hyper::StatusCode;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use tokio::sync::mpsc;
 
 /// Answers with its release, its environment, or its own end.
@@ -92,6 +97,16 @@ async fn answers<P: Place>(place: &P, status: StatusCode) {
         assert_eq!(place.get("/").await.0, status);
     }
     eventually("answered so", async || (place.get("/").await.0 == status).then_some(())).await;
+}
+
+/// Asks the router at `address` for `path` of the suite's app.
+pub(crate) async fn ask(address: SocketAddr, path: &str) -> (StatusCode, String) {
+    let request = Request::builder().uri(format!("http://{address}{path}")).header("host", "hello.localhost");
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
+    let response = client.request(request.body(Full::default()).unwrap()).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
 }
 
 fn not_ready(result: Result<(), RuntimeError>) -> (Obstacle, Vec<String>) {

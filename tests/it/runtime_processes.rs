@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt as _;
 use hephy::layers::{LayerStore, Owner};
 use hephy::model::{BuildNumber, PublishedIndex, Release, ReleaseNumber, ReleaseState};
@@ -15,10 +14,7 @@ use hephy::rollout::{Runtime, Version};
 use hephy::router::{RouteTable, RouterConfig, serve};
 use hephy::runtime::processes::{Images, LocalImage, Policy, Processes, ProcessesConfig};
 use hephy::sandbox::{IdMap, UserIds};
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, StatusCode};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper::StatusCode;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -78,13 +74,7 @@ impl Place for Machine {
     }
 
     async fn get(&self, path: &str) -> (StatusCode, String) {
-        let uri = format!("http://{}{path}", self.address);
-        let request = Request::builder().uri(uri).header("host", "hello.localhost");
-        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-        let response = client.request(request.body(Full::default()).unwrap()).await.unwrap();
-        let status = response.status();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8_lossy(&body).into_owned())
+        conformance::ask(self.address, path).await
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use hephy::kubernetes::Cluster;
 use hephy::model::{BuildNumber, PublishedIndex, Release, ReleaseNumber, ReleaseState};
 use hephy::oci::{Host, ImageConfig};
@@ -14,10 +13,7 @@ use hephy::router::{RouteTable, RouterConfig, serve};
 use hephy::runtime::kubernetes::{
     Exposure, ImageConfigs, KubernetesConfig, KubernetesRuntime, Policy, Resources, image_configs, routes,
 };
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, StatusCode};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper::StatusCode;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::json;
@@ -27,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Setting, rights, web_image};
-use crate::runtime_conformance::Place;
+use crate::runtime_conformance::{self as conformance, Place};
 
 const DEADLINE: Duration = Duration::from_mins(3);
 
@@ -89,13 +85,7 @@ impl Place for Namespaced {
     }
 
     async fn get(&self, path: &str) -> (StatusCode, String) {
-        let uri = format!("http://{}{path}", self.address);
-        let request = Request::builder().uri(uri).header("host", "hello.localhost");
-        let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-        let response = client.request(request.body(Full::default()).unwrap()).await.unwrap();
-        let status = response.status();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8_lossy(&body).into_owned())
+        conformance::ask(self.address, path).await
     }
 }
 
