@@ -9,23 +9,16 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use rand::RngExt as _;
 
 use super::config::{CaBundle, JobConfig};
+use super::ticket::{TICKET_SUM, Ticket};
 use crate::build::{BuildFailure, BuildRequest, PushedSource};
 use crate::driver::arguments::Arguments;
 use crate::kubernetes::{Label, managed_by};
-use crate::model::Secret;
 use crate::oci::{Digest, Platform, Reference, Repository};
 
 /// The name of the container that builds.
 pub(super) const CONTAINER: &str = "build";
-/// The annotation with the sum of a Job's ticket.
-pub const TICKET_SUM: &str = "hephy.dev/ticket-sum";
-/// The annotation that says when the ticket was used.
-pub const TICKET_USED: &str = "hephy.dev/ticket-used";
-/// The annotation with the sum of what renews credentials that end before a build may.
-pub const TICKET_RENEWAL: &str = "hephy.dev/ticket-renewal";
 /// Where the engine keeps what it has: a directory that is in nobody's image.
 const SCRATCH: &str = "/.hephy";
 /// Where credentials of a Secret are.
@@ -317,25 +310,6 @@ fn docker_config(secret: &str) -> SecretVolumeSource {
         secret_name: Some(secret.to_owned()),
         items: Some(vec![item]),
         ..SecretVolumeSource::default()
-    }
-}
-
-/// What a pod has instead of credentials.
-/// What an engine shows for what is its Job's, and the sum that tells it.
-pub struct Ticket {
-    /// `job.secret`.
-    pub text: Secret<String>,
-    /// Of the secret.
-    pub sum: Digest,
-}
-
-impl Ticket {
-    /// A new one.
-    #[must_use]
-    pub fn new(job: &str) -> Self {
-        let secret: [u8; 32] = rand::rng().random();
-        let secret = hex::encode(secret);
-        Self { sum: Digest::of(&secret), text: Secret::new(format!("{job}.{secret}")) }
     }
 }
 

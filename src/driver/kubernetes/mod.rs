@@ -10,6 +10,7 @@ mod job;
 mod logs;
 mod nodes;
 mod queue;
+mod ticket;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,7 +27,8 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{CaBundle, JobConfig, MAX_INLINE_BUNDLE_BYTES, RegistryNames};
-pub use job::{GRACE_SECONDS, TICKET_RENEWAL, TICKET_SUM, TICKET_USED, Ticket};
+pub use job::GRACE_SECONDS;
+pub use ticket::{TICKET_RENEWAL, TICKET_SUM, TICKET_USED, Ticket};
 
 use crate::build::{
     BuildEvent, BuildFailure, BuildRequest, Builders, Driver, PushedSource, QueueGauges, SourceOptions,

@@ -12,6 +12,7 @@
 mod placing;
 mod supervisor;
 mod surroundings;
+mod thing;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};

@@ -7,7 +7,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::placing::{Placing, Thing, magic};
+use super::placing::{Placing, magic};
+use super::thing::Thing;
 use crate::sandbox::error::Doing;
 use crate::sandbox::network::NetworkFiles;
 use crate::sandbox::{Access, Mount, MountSource, SandboxError, Step};
