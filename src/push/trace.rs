@@ -399,6 +399,7 @@ mod tests {
         let mut platform = trace.platform(&Platform::native());
         platform.take(&started());
         platform.take(&step(1, "RUN make", StepState::Done { millis: u64::MAX, why: None }, time(3)));
+        platform.end(&Err(BuildFailure::Cancelled));
         let spans = kept();
         assert_eq!((spans[0].start, spans[0].end), (time(3), time(3)));
     }
