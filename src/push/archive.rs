@@ -40,6 +40,12 @@ const LAST: &str = "dev.hephy.build-log.last";
 /// The most layers of a log: where there are so many, all becomes one.
 const MAX_SEGMENTS: usize = 64;
 
+/// How often a log is tried to be put that could not be when its build ended: for about a day.
+const MAX_LATE: usize = 30;
+
+/// The longest pause between these.
+const LONGEST_PAUSE: Duration = Duration::from_hours(1);
+
 /// Where logs are kept for other servers.
 #[derive(Debug, Clone)]
 pub struct Archive {
@@ -87,6 +93,12 @@ impl Archive {
     #[must_use]
     pub fn every(self, interval: Duration, longest: Duration) -> Self {
         Self { interval, longest, ..self }
+    }
+
+    /// How long is waited before each time that a log is tried to be put which could not be when its build ended.
+    pub(super) fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
+        let longer = |pause: &Duration| Some((*pause * 2).min(LONGEST_PAUSE));
+        std::iter::successors(Some(self.longest.min(LONGEST_PAUSE)), longer).take(MAX_LATE)
     }
 
     fn find(&self, build: &Build) -> io::Result<(Repository, Target)> {

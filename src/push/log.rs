@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _, BufReader};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::archive::{Archive, Segments, Uploading};
 use crate::model::{AppName, Build, BuildNumber, LogLine, PushEvent};
@@ -53,6 +53,8 @@ pub struct Logs {
     directory: PathBuf,
     running: Running,
     archive: Option<Archive>,
+    /// Whose turn it is of those that put a log into the archive late.
+    late: Arc<Semaphore>,
 }
 
 /// The logs that this process writes.
@@ -83,7 +85,7 @@ impl Logs {
     /// Logs in `directory/<app>/<number>-<when it was made>/log`.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, running: Arc::default(), archive: None }
+        Self { directory, running: Arc::default(), archive: None, late: Arc::new(Semaphore::new(1)) }
     }
 
     /// The same, and also there, for other servers to find: what is new of a running one every few seconds.

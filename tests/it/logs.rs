@@ -19,6 +19,8 @@ use hephy::push::log::Logs;
 use hephy::push::{Archive, Pushes, Stages};
 use hephy::registry::client::Reach;
 use hephy::store::KubernetesStore;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -360,4 +362,58 @@ async fn a_registry_that_takes_no_logs_is_in_the_way_of_no_build() {
     assert_is_whole(&came, &["first"]);
     let outcome = one.pushes.outcome(&build).await.unwrap();
     assert!(matches!(outcome, Some(Outcome::Failed { .. })), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_the_registry_did_not_take_at_the_end_of_its_build_is_there_once_it_does() {
+    let registry = Registry::start().await;
+    let between = Between::start(registry.address).await;
+    let host = between.address.to_string().parse().unwrap();
+    let fixture = Fixture::new(Place::own(host, registry.server.tokens().clone())).await;
+    let (one, other, build) = (fixture.server("one"), fixture.server("other"), fixture.build());
+    between.refuses.send_replace(true);
+    one.begin(build.clone()).await;
+    let followed = one.pushes.follow(&build, 0);
+    fixture.job.say("first");
+    fixture.job.end();
+    let came = tokio::time::timeout(SOON, all(followed)).await.unwrap();
+    one.pushes.idle().await;
+    assert!(one.pushes.outcome(&build).await.unwrap().is_some());
+    between.refuses.send_replace(false);
+    eventually("the log is there", async || other.says(&build, "first").await).await;
+    assert_is_whole(&came, &["first"]);
+    assert_eq!(came, other.replay(&build).await);
+}
+
+/// Stands between the servers and a registry, and refuses what it is asked for as long as it is told to.
+struct Between {
+    address: std::net::SocketAddr,
+    refuses: watch::Sender<bool>,
+}
+
+impl Between {
+    async fn start(registry: std::net::SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let refuses = watch::Sender::new(false);
+        let mut told = refuses.subscribe();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let is_refused = *told.borrow_and_update();
+                tokio::spawn(async move {
+                    if is_refused {
+                        let mut request = [0; 4096];
+                        drop(client.read(&mut request).await);
+                        let refusal =
+                            "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                        drop(client.write_all(refusal.as_bytes()).await);
+                    } else {
+                        let mut server = TcpStream::connect(registry).await.unwrap();
+                        drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+                    }
+                });
+            }
+        });
+        Self { address, refuses }
+    }
 }

@@ -231,6 +231,23 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_was_lost_is_waited_for_and_named_if_it_does_not_come_back() {
+        for taint in [
+            "1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }",
+            "1 node(s) had untolerated taint(s)",
+        ] {
+            let lost = format!(
+                "0/2 nodes are available: {taint}, 1 node(s) didn't match Pod's node affinity/selector."
+            );
+            assert!(
+                matches!(judged(&unscheduled(&lost), 899), Verdict::Wait(Some(reason)) if reason.contains(taint))
+            );
+            let text = heading(judged(&unscheduled(&lost), 901));
+            assert!(text.contains(taint) && text.ends_with("(waited 900 s)"), "{text}");
+        }
+    }
+
+    #[test]
     fn an_image_is_waited_for_from_when_it_was_refused_and_not_from_when_a_node_was() {
         let status = serde_json::json!({"phase": "Pending", "containerStatuses": [{"name": "build", "image": "i",
             "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull"}}}]});

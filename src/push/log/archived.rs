@@ -2,9 +2,12 @@
 
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
 use super::{LogReader, LogWriter, Logs};
 use crate::model::{Build, Chain, LogLine};
@@ -33,23 +36,18 @@ pub(in crate::push) struct Mirror {
 }
 
 impl Logs {
-    /// Puts the log of a build that ends into the archive. A log that is not there stops no build; the operator is told.
+    /// Puts the log of a build that ends into the archive, now or as soon as that can be. A log that is not there stops no
+    /// build; the operator is told.
     pub async fn keep(&self, build: &Build, log: &mut LogWriter) {
         let (Some(archive), Some(uploading)) = (&self.archive, log.uploading.take()) else { return };
         let file = self.file(build);
         // An addition that stalls is given up; all of the log has time of its own.
         let _ended = tokio::time::timeout(ADDITION_PATIENCE, uploading.end()).await;
-        let put = tokio::time::timeout(ARCHIVE_PATIENCE, archive.put(build, &file));
-        let error = match put.await {
-            Ok(Ok(())) => {
-                // Where this is lacking, the log is looked for in the archive again.
-                drop(tokio::fs::write(file.with_extension(WHOLE), b"").await);
-                return;
-            }
-            Ok(Err(error)) => Chain(&error).to_string(),
-            Err(elapsed) => elapsed.to_string(),
-        };
+        let Err(error) = put(archive, build, &file).await else { return };
         tracing::error!(app = %build.app, build = %build.number, error, "a build's log is not in the registry");
+        // Ends with the process: where its disk stays, the log is here then, and else what was added while the build ran.
+        let (archive, build, turns) = (archive.clone(), build.clone(), Arc::clone(&self.late));
+        tokio::spawn(async move { put_late(&archive, &build, &file, &turns).await }.in_current_span());
     }
 
     /// Gets the log of a build that has ended from the archive, unless it is here whole: what is here may end where
@@ -119,6 +117,36 @@ impl Mirror {
             None => Ok(None),
         }
     }
+}
+
+/// Puts the log of a build that has ended into the archive, or says why not.
+async fn put(archive: &Archive, build: &Build, file: &Path) -> Result<(), String> {
+    match tokio::time::timeout(ARCHIVE_PATIENCE, archive.put(build, file)).await {
+        Ok(Ok(())) => {
+            // Where this is lacking, the log is looked for in the archive again.
+            drop(tokio::fs::write(file.with_extension(WHOLE), b"").await);
+            Ok(())
+        }
+        Ok(Err(error)) => Err(Chain(&error).to_string()),
+        Err(elapsed) => Err(elapsed.to_string()),
+    }
+}
+
+/// Puts a log into the archive that could not be put before, once that can be: one after the other, and less and less often.
+async fn put_late(archive: &Archive, build: &Build, file: &Path, turns: &Semaphore) {
+    for pause in archive.pauses() {
+        tokio::time::sleep(pause).await;
+        let _turn = turns.acquire().await;
+        // The app may have been destroyed meanwhile.
+        if !tokio::fs::try_exists(file).await.unwrap_or(true) {
+            return;
+        }
+        if put(archive, build, file).await.is_ok() {
+            tracing::info!(app = %build.app, build = %build.number, "a build's log is in the registry now");
+            return;
+        }
+    }
+    tracing::error!(app = %build.app, build = %build.number, "a build's log will not be in the registry");
 }
 
 /// A directory for what comes, beside the log.
