@@ -2,6 +2,7 @@
 
 mod chart;
 mod cli;
+mod controller;
 mod defaults;
 mod driver;
 mod image;

@@ -34,6 +34,7 @@ pub(super) struct Namespaced {
     pub(super) namespace: String,
     index: PublishedIndex,
     pub(super) runtime: Arc<dyn Runtime>,
+    exposure: Exposure,
     /// How many servers there were: each is another pod.
     servers: u32,
     address: std::net::SocketAddr,
@@ -54,7 +55,7 @@ impl Place for Namespaced {
 
     async fn restart(&mut self) {
         self.servers += 1;
-        self.runtime = self.server(Exposure::Services).await;
+        self.runtime = self.server(self.exposure.clone()).await;
         (self.address, self.router) = router(&self.cluster, &self.namespace).await;
     }
 
@@ -92,6 +93,13 @@ impl Place for Namespaced {
 impl Namespaced {
     /// A namespace with `labels`, and a runtime and a router for it.
     pub(super) async fn with(labels: &serde_json::Value) -> Self {
+        // With the rights for the one exposure that the suite changes to.
+        let values = ["domain=apps.test", "ingress.enabled=true"];
+        Self::exposed(labels, Exposure::Services, &values).await
+    }
+
+    /// The same, whose apps are reached so; `values` are those that give the server the rights for that.
+    pub(super) async fn exposed(labels: &serde_json::Value, exposure: Exposure, values: &[&str]) -> Self {
         let cluster = Cluster::connect(None, None).await.unwrap();
         let namespace = format!("hephy-test-runtime-{:08x}", rand::random::<u32>());
         let object = json!({"metadata": {"name": namespace, "labels": labels}});
@@ -99,12 +107,10 @@ impl Namespaced {
         let object = serde_json::from_value(object).unwrap();
         namespaces.create(&PostParams::default(), &object).await.unwrap();
         let index = web_image::push(&registry(), &host()).await;
-        // With the one exposure that the suite changes to.
-        let values = ["domain=apps.test", "ingress.enabled=true"];
-        let limited = rights::limited(&cluster, &namespace, &["hephy-apps"], &values).await;
-        let runtime = runtime(&limited, &namespace, "hephy-0", Exposure::Services).await;
+        let limited = rights::limited(&cluster, &namespace, &["hephy-apps"], values).await;
+        let runtime = runtime(&limited, &namespace, "hephy-0", exposure.clone()).await;
         let (address, router) = router(&cluster, &namespace).await;
-        Self { cluster, limited, namespace, index, runtime, servers: 1, address, router }
+        Self { cluster, limited, namespace, index, runtime, exposure, servers: 1, address, router }
     }
 
     /// The runtime of one more server.
