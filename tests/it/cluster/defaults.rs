@@ -11,13 +11,13 @@ use super::{Setting, kubectl, run};
 use crate::machine::eventually;
 
 /// A volume for whoever claims one. The directory is the test's: nodes are to see this machine's files.
-struct Volume {
+pub(super) struct Volume {
     name: String,
     directory: TempDir,
 }
 
 impl Volume {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("hephy-volume-").tempdir().unwrap();
         // The kubelet changes no owner of what is in a host's path.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
@@ -48,7 +48,7 @@ fn the_documented_installation_keeps_its_images_and_upgrades_under_a_build() {
     let _volume = Volume::new();
     let hephy = Installation::install_as_documented();
     an_installation_ends_when_nodes_of_both_architectures_have_pulled();
-    give_it_a_base(&hephy);
+    give_it_a_base(&hephy, "busybox:latest");
     let app = hephy.web("hello", "one\n");
     app.push().succeeded().says(&["(2 platforms,", "Released v1"]);
     assert_eq!(hephy.get("hello", "/").unwrap(), (200, "one\n".to_owned()));
@@ -73,13 +73,13 @@ fn an_installation_ends_when_nodes_of_both_architectures_have_pulled() {
     assert_eq!(kubectl(&left).succeeded().stdout, "");
 }
 
-/// No public registry is reached from the cluster: `FROM busybox` is found in the mirror.
-fn give_it_a_base(hephy: &Installation) {
+/// No public registry is reached from the cluster: a base is found in the mirror.
+pub(super) fn give_it_a_base(hephy: &Installation, base: &str) {
     let setting = Setting::read();
     let token = hephy.verb("registry token").succeeded().stdout;
     let credentials = format!("hephy:{}", token.trim());
-    let from = format!("docker://{}/mirror/library/busybox:latest", setting.registry);
-    let to = format!("docker://{}:30500/mirror/library/busybox:latest", setting.node);
+    let from = format!("docker://{}/mirror/library/{base}", setting.registry);
+    let to = format!("docker://{}:30500/mirror/library/{base}", setting.node);
     let flags = ["copy", "--all", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"];
     run("skopeo", &[&flags[..], &["--dest-creds", &credentials, &from, &to]].concat()).succeeded();
 }

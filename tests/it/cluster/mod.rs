@@ -8,6 +8,7 @@ mod driver;
 mod image;
 mod installation;
 mod place;
+mod policy;
 mod power;
 mod rights;
 mod router;
