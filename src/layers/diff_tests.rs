@@ -309,3 +309,19 @@ fn what_no_layer_says_is_taken_out_of_the_upper() {
         left.map(|entry| entry.unwrap().path().strip_prefix(fixture.path("")).unwrap().to_owned()).collect();
     assert_eq!(left, ["link", "made", "old", "old/new"].map(PathBuf::from));
 }
+
+#[test]
+fn a_directory_that_was_made_anew_hides_what_its_layer_says_and_nothing_else() {
+    let fixture = fixture(base());
+    fixture.dir("old");
+    fixture.opaque("old");
+    fixture.file("old/new", "new");
+    let input = DiffInput { upper: &fixture.upper, lowers: &fixture.lowers, ignore: &[], epoch: None };
+    let said = diff(&input).unwrap();
+    super::super::strip(&said, &fixture.upper).unwrap();
+    let expected = ["old/ 755", "old/a whiteout", r#"old/new 644 "new""#];
+    assert_eq!(super::super::testing::listing(&fixture.path("")), expected);
+    let again = diff(&input).unwrap();
+    let paths = |changes: &[Change]| changes.iter().map(|change| change.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&again), paths(&said));
+}

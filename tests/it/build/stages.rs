@@ -58,6 +58,18 @@ fn an_equal_layer_of_another_image_brings_nothing_of_that_along() {
 }
 
 #[test]
+fn a_layer_of_a_directory_made_anew_hides_in_another_image_what_it_says_alone() {
+    let place = Place::new();
+    // Both end with one layer: without a name, with another.
+    let one = "FROM busybox:1\nRUN mkdir /d && : > /d/a\nRUN rm -r /d && mkdir /d && echo x > /d/f\n";
+    let one = place.build(one).ok().manifest().layers;
+    let other = "FROM busybox:1\nRUN mkdir /d && : > /d/a && : > /d/b\nRUN rm /d/a && echo x > /d/f\n\
+        RUN test -e /d/b && test ! -e /d/a && test -e /d/f\n";
+    let other = place.build(other).ok();
+    assert_eq!(one.last(), other.manifest().layers.last());
+}
+
+#[test]
 fn a_stage_that_fails_ends_the_others() {
     let dockerfile = "FROM busybox:1 AS one\nRUN exec sleep 86417\n\
         FROM busybox:1 AS two\nRUN sleep 1; exit 3\n\
