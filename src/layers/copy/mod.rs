@@ -5,6 +5,7 @@ mod mode;
 mod pattern;
 mod place;
 mod select;
+mod walk;
 
 use std::fs::File;
 use std::io::Read;
@@ -100,7 +101,7 @@ pub enum Excluded {
 
 /// Asked for every path below the source's root (relative to it), and whether it is a directory. What is below an excluded directory
 /// is to be excluded too.
-pub type Exclude<'a> = &'a dyn Fn(&Path, bool) -> Excluded;
+pub type Exclude<'a> = &'a (dyn Fn(&Path, bool) -> Excluded + Sync);
 
 /// What `--parents` says of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +115,7 @@ pub enum Included {
 }
 
 /// Asked with the pattern of a source, as [`pivot`] gives it, and every path below the pivot.
-pub type Include<'a> = &'a dyn Fn(&str, &Path) -> Included;
+pub type Include<'a> = &'a (dyn Fn(&str, &Path) -> Included + Sync);
 
 /// How to copy.
 #[derive(Clone, Copy, Default)]

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::pattern::{has_wildcard, matches};
+use super::walk::{Entry, walk};
 use super::{CopyError, CopyOptions, Excluded, Included};
 use crate::layers::error::AtPath as _;
 use crate::layers::known::Stamp;
@@ -118,6 +119,12 @@ fn leads_out(target: &Path, depth: usize) -> bool {
     false
 }
 
+/// A directory in a source, relative to it.
+struct Directory {
+    below: PathBuf,
+    included: Included,
+}
+
 struct Selector<'a> {
     from: &'a Root,
     options: &'a CopyOptions<'a>,
@@ -193,11 +200,8 @@ impl Selector<'_> {
         if excluded(path) == Excluded::Yes || excluded(&real) == Excluded::Yes {
             return Ok(None);
         }
-        let mut entries = Vec::new();
-        if node.is_directory() {
-            let top = self.from.subroot(&real)?;
-            self.walk(&top, &real, Path::new(""), self.included(Path::new("")), &mut entries)?;
-        }
+        let entries =
+            if node.is_directory() { self.walk(&self.from.subroot(&real)?, &real)? } else { Vec::new() };
         // A directory that is looked into only for what is in it, and has nothing.
         if excluded(&real) == Excluded::YesButLookInside && entries.is_empty() {
             return Ok(None);
@@ -206,17 +210,22 @@ impl Selector<'_> {
         Ok(Some(found).filter(|found| found.node.kind != Kind::Socket))
     }
 
-    /// Adds what is in the directory `below` of the source `top`, which is at `base`.
-    fn walk(
+    /// What is in the source `top`, which is at `base`.
+    fn walk(&self, top: &Root, base: &Path) -> Result<Vec<Found>, CopyError> {
+        let whole = Directory { below: PathBuf::new(), included: self.included(Path::new("")) };
+        walk(whole, |directory| self.list(top, base, directory))
+    }
+
+    fn list(
         &self,
         top: &Root,
         base: &Path,
-        below: &Path,
-        above: Included,
-        entries: &mut Vec<Found>,
-    ) -> Result<(), CopyError> {
+        Directory { below, included: above }: &Directory,
+    ) -> Result<Vec<Entry<Found, Directory>>, CopyError> {
         let dir = crate::layers::node::open_dir(top.as_fd(), below).at("open directory", base.join(below))?;
-        for name in names(&dir).at("list", base.join(below))? {
+        let names = names(&dir).at("list", base.join(below))?;
+        let mut entries = Vec::with_capacity(names.len());
+        for name in names {
             let path = below.join(&name);
             let whole = base.join(&path);
             let Some((node, stamp)) = Node::at_stamped(dir.as_fd(), &name).at("inspect", &whole)? else {
@@ -225,27 +234,23 @@ impl Selector<'_> {
             let is_directory = node.is_directory();
             let excluded = self.excluded(&whole, is_directory);
             let within = self.excluded_within(&path, is_directory);
-            let included = if above == Included::Yes { above } else { self.included(&path) };
+            let included = if *above == Included::Yes { *above } else { self.included(&path) };
             let never = excluded == Excluded::Yes || within == Excluded::Yes || included == Included::No;
             if never || node.kind == Kind::Socket {
                 continue;
             }
             let is_way = within != Excluded::No || included != Included::Yes;
             let is_asked = excluded == Excluded::No && !is_way;
-            if !is_directory {
-                if is_asked {
-                    entries.push(Found { path, node, stamp, is_way });
-                }
-                continue;
-            }
-            let before = entries.len();
-            entries.push(Found { path: path.clone(), node, stamp, is_way });
-            self.walk(top, base, &path, included, entries)?;
-            if !is_asked && entries.len() == before + 1 {
-                entries.pop();
+            if is_asked || is_directory {
+                let directory = is_directory.then(|| Directory { below: path.clone(), included });
+                entries.push(Entry {
+                    found: Found { path, node, stamp, is_way },
+                    is_way: !is_asked,
+                    directory,
+                });
             }
         }
-        Ok(())
+        Ok(entries)
     }
 
     /// The paths that a pattern matches, sorted. Components before the first wildcard are followed, those after are

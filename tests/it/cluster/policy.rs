@@ -64,7 +64,6 @@ fn reached<'a>(app: &Repository<'_>, addresses: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 #[ignore = "needs a cluster and who enforces policies: scripts/test-cluster cluster::policy"]
-#[expect(clippy::print_stderr, reason = "a test that tries nothing says so")]
 fn builds_reach_what_is_outside_and_hephy_and_nothing_else() {
     if Command::new("kube-router").arg("--version").output().is_err() {
         eprintln!("there is no kube-router in the PATH: not tried");

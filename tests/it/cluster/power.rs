@@ -12,7 +12,9 @@ use crate::machine::{Ran, eventually};
 fn building(hephy: &Installation) -> (Repository<'_>, Child) {
     let app = hephy.web("hello", "with power\n");
     let good = std::fs::read_to_string(app.path.join("Dockerfile")).unwrap();
-    let slow = good.replace("RUN uname -m > /machine", "RUN sleep 11; uname -m > /machine");
+    // Which no build has made before.
+    let slow = format!("RUN : {:08x}; sleep 11; uname -m > /machine", rand::random::<u32>());
+    let slow = good.replace("RUN uname -m > /machine", &slow);
     assert_ne!(slow, good);
     app.commit(&[("Dockerfile", &slow)]);
     let mut push = app.command(&["push", "deis", "main"]);

@@ -1,0 +1,186 @@
+//! Goes through a tree of directories on several threads, and gives what one would find, in its order.
+//!
+//! Half of the time of a build that has nothing to do is for asking what is in its context.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// With fewer directories left to look into, threads take longer to start than they save.
+const WORTH_THREADS: usize = 16;
+
+/// More threads than this wait for the same disk.
+const MAX_THREADS: usize = 8;
+
+/// Something in a directory.
+pub(super) struct Entry<T, D> {
+    /// What it is.
+    pub(super) found: T,
+    /// Kept only if something is kept below.
+    pub(super) is_way: bool,
+    /// If it is a directory, what to look into.
+    pub(super) directory: Option<D>,
+}
+
+/// What `list` finds in `top` and in all directories below: each before what is in it, those of one directory in the order of
+/// `list`. Of several errors one is given.
+pub(super) fn walk<T: Send, D: Send, E: Send>(
+    top: D,
+    list: impl Fn(&D) -> Result<Vec<Entry<T, D>>, E> + Sync,
+) -> Result<Vec<T>, E> {
+    let state = State { waiting: vec![(0, top)], listings: vec![None], at_work: 0, error: None };
+    let tree = Tree { state: Mutex::new(state), changed: Condvar::new(), list };
+    tree.work(WORTH_THREADS);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let others = if tree.state().waiting.is_empty() { 0 } else { processors.min(MAX_THREADS) - 1 };
+    std::thread::scope(|scope| {
+        for _ in 0..others {
+            scope.spawn(|| tree.work(usize::MAX));
+        }
+        tree.work(usize::MAX);
+    });
+    let State { mut listings, error, .. } = tree.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match error {
+        Some(error) => Err(error),
+        None => {
+            let mut all = Vec::new();
+            flatten(&mut listings, 0, &mut all);
+            Ok(all)
+        }
+    }
+}
+
+struct Tree<T, D, E, L> {
+    state: Mutex<State<T, D, E>>,
+    /// There is more to look into, or all is done.
+    changed: Condvar,
+    list: L,
+}
+
+struct State<T, D, E> {
+    /// Directories to look into, and where what is found goes.
+    waiting: Vec<(usize, D)>,
+    listings: Vec<Option<Listing<T>>>,
+    at_work: usize,
+    error: Option<E>,
+}
+
+/// What is in a directory, and where the listings of its directories are.
+type Listing<T> = Vec<(T, bool, Option<usize>)>;
+
+impl<T, D, E, L: Fn(&D) -> Result<Vec<Entry<T, D>>, E>> Tree<T, D, E, L> {
+    fn state(&self) -> MutexGuard<'_, State<T, D, E>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks into directories until none is left, or so many are.
+    fn work(&self, until: usize) {
+        let mut state = self.state();
+        while state.error.is_none() && state.waiting.len() < until {
+            let Some((place, directory)) = state.waiting.pop() else {
+                if state.at_work == 0 {
+                    break;
+                }
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.at_work += 1;
+            drop(state);
+            let listed = (self.list)(&directory);
+            state = self.state();
+            state.at_work -= 1;
+            match listed {
+                Ok(entries) => state.take(place, entries),
+                Err(error) => state.error = Some(error),
+            }
+            self.changed.notify_all();
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl<T, D, E> State<T, D, E> {
+    fn take(&mut self, place: usize, entries: Vec<Entry<T, D>>) {
+        let mut listing = Vec::with_capacity(entries.len());
+        for Entry { found, is_way, directory } in entries {
+            let below = directory.map(|directory| {
+                self.listings.push(None);
+                self.waiting.push((self.listings.len() - 1, directory));
+                self.listings.len() - 1
+            });
+            listing.push((found, is_way, below));
+        }
+        if let Some(slot) = self.listings.get_mut(place) {
+            *slot = Some(listing);
+        }
+    }
+}
+
+fn flatten<T>(listings: &mut [Option<Listing<T>>], place: usize, all: &mut Vec<T>) {
+    let listing = listings.get_mut(place).and_then(Option::take).unwrap_or_default();
+    for (found, is_way, below) in listing {
+        let before = all.len();
+        all.push(found);
+        if let Some(below) = below {
+            flatten(listings, below, all);
+        }
+        if is_way && all.len() == before + 1 {
+            all.pop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of directories `width` wide and `depth` deep, each with a file; those that `is_way` says are only ways.
+    fn list(directory: &str, (width, depth): (usize, usize), is_way: bool) -> Vec<Entry<String, String>> {
+        let mut entries = Vec::new();
+        if directory.matches('/').count() < depth {
+            entries.extend((0..width).map(|number| {
+                let path = format!("{directory}/{number}");
+                Entry { found: path.clone(), is_way, directory: Some(path) }
+            }));
+        }
+        entries.push(Entry { found: format!("{directory}/file"), is_way: false, directory: None });
+        entries
+    }
+
+    fn in_order(directory: &str, shape: (usize, usize), all: &mut Vec<String>) {
+        for entry in list(directory, shape, false) {
+            all.push(entry.found);
+            if let Some(below) = entry.directory {
+                in_order(&below, shape, all);
+            }
+        }
+    }
+
+    #[test]
+    fn many_threads_find_what_one_does_in_its_order() {
+        for shape in [(0, 0), (3, 1), (40, 1), (6, 3), (1, 60)] {
+            let mut expected = Vec::new();
+            in_order("", shape, &mut expected);
+            let found = walk(String::new(), |directory| Ok::<_, ()>(list(directory, shape, true)));
+            assert_eq!(found.unwrap(), expected, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn a_way_to_nothing_is_left_out_with_the_ways_to_it() {
+        let empty = |directory: &String| {
+            let mut entries = list(directory, (20, 2), true);
+            entries.retain(|entry| entry.directory.is_some() || directory == "/7/7");
+            Ok::<_, ()>(entries)
+        };
+        assert_eq!(walk(String::new(), empty).unwrap(), ["/7", "/7/7", "/7/7/file"]);
+    }
+
+    #[test]
+    fn an_error_ends_it_wherever_it_is() {
+        for broken in ["", "/3", "/39/39"] {
+            let list = |directory: &String| {
+                if directory == broken { Err(broken) } else { Ok(list(directory, (40, 2), false)) }
+            };
+            assert_eq!(walk(String::new(), list), Err(broken));
+        }
+    }
+}
