@@ -119,8 +119,9 @@ impl Hasher<'_> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = processors.min(MAX_THREADS).min(parts.len());
         let mut done = std::thread::scope(|scope| {
-            // This thread is one of them.
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // This thread is one of them, and perhaps the only one that can be had.
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..threads).filter_map(spawn).collect();
             let mut done = work();
             for other in others {
                 done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

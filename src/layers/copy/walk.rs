@@ -33,7 +33,8 @@ pub(super) fn walk<T: Send, D: Send, E: Send>(
     let others = if tree.state().waiting.is_empty() { 0 } else { processors.min(MAX_THREADS) - 1 };
     std::thread::scope(|scope| {
         for _ in 0..others {
-            scope.spawn(|| tree.work(usize::MAX));
+            // Where no more threads can be had, those that there are do it.
+            drop(std::thread::Builder::new().spawn_scoped(scope, || tree.work(usize::MAX)));
         }
         tree.work(usize::MAX);
     });
@@ -41,7 +42,7 @@ pub(super) fn walk<T: Send, D: Send, E: Send>(
     match error {
         Some(error) => Err(error),
         None => {
-            let mut all = Vec::new();
+            let mut all = Vec::with_capacity(listings.iter().flatten().map(Vec::len).sum());
             flatten(&mut listings, 0, &mut all);
             Ok(all)
         }
@@ -84,21 +85,34 @@ impl<T, D, E, L: Fn(&D) -> Result<Vec<Entry<T, D>>, E>> Tree<T, D, E, L> {
             };
             state.at_work += 1;
             drop(state);
+            let at_work = AtWork(self);
             let listed = (self.list)(&directory);
+            self.state().take(place, listed);
+            drop(at_work);
             state = self.state();
-            state.at_work -= 1;
-            match listed {
-                Ok(entries) => state.take(place, entries),
-                Err(error) => state.error = Some(error),
-            }
-            self.changed.notify_all();
         }
-        self.changed.notify_all();
+    }
+}
+
+/// Whoever looks into a directory: the others wait for what it finds, also if it panics.
+struct AtWork<'a, T, D, E, L: Fn(&D) -> Result<Vec<Entry<T, D>>, E>>(&'a Tree<T, D, E, L>);
+
+impl<T, D, E, L: Fn(&D) -> Result<Vec<Entry<T, D>>, E>> Drop for AtWork<'_, T, D, E, L> {
+    fn drop(&mut self) {
+        self.0.state().at_work -= 1;
+        self.0.changed.notify_all();
     }
 }
 
 impl<T, D, E> State<T, D, E> {
-    fn take(&mut self, place: usize, entries: Vec<Entry<T, D>>) {
+    fn take(&mut self, place: usize, listed: Result<Vec<Entry<T, D>>, E>) {
+        let entries = match listed {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.error = Some(error);
+                return;
+            }
+        };
         let mut listing = Vec::with_capacity(entries.len());
         for Entry { found, is_way, directory } in entries {
             let below = directory.map(|directory| {
