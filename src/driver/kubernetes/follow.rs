@@ -15,24 +15,20 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::KubernetesDriver;
+use super::asking::{Asked, Asking};
 use super::job::BuildJob;
 use super::logs::{Log, Said};
 use super::verdict::{Verdict, has_begun, has_ended, is_refused, judge};
-use crate::build::{BuildEvent, BuildFailure, NumberedEvent, Outcome, Report, StepFailure, find_report};
+use crate::build::{BuildEvent, BuildFailure, NumberedEvent, Outcome, Report, StepFailure};
 use crate::kubernetes::{once, patiently};
 use crate::model::PlatformImage;
-use crate::oci::Reference;
 
 /// How often what does not come by itself is looked at.
-const TICK: Duration = Duration::from_millis(200);
+pub(super) const TICK: Duration = Duration::from_millis(200);
 /// How long a pod may be there without running before the pusher is told why.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long a result may be on its way when its engine has ended.
 const RESULT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a registry may fail to say whether there is a result, before that is the end.
-const REGISTRY_PATIENCE: Duration = Duration::from_secs(180);
-/// The longest wait before a registry that failed is asked again.
-const REGISTRY_PAUSE: Duration = Duration::from_secs(5);
 /// How long a Job may be without a pod before it is asked why.
 const POD_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a Job may be without a pod before that is the end.
@@ -53,7 +49,7 @@ pub(super) struct Attempt<'a> {
     driver: &'a KubernetesDriver,
     job: &'a BuildJob,
     name: String,
-    report: Reference,
+    asking: Asking,
     time_limit: Duration,
     events: &'a mpsc::Sender<BuildEvent>,
     pods: Api<Pod>,
@@ -64,8 +60,6 @@ pub(super) struct Attempt<'a> {
     looked: Instant,
     /// Since when the pod's image or container is refused.
     refused: Option<Instant>,
-    /// Since when the registry does not say whether there is a result, when to ask again, and after what pause.
-    silent: Option<(Instant, Instant, Duration)>,
     pod: Option<Pod>,
     had_pod: bool,
     /// Whether the pod was in the list that is being read.
@@ -89,7 +83,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<Self, BuildFailure> {
         Ok(Self {
             name: job.name_of(number),
-            report: job.report(number)?,
+            asking: Asking::new(job.report(number)?),
             pods: driver.pods(),
             jobs: driver.jobs(),
             driver,
@@ -99,7 +93,6 @@ impl<'a> Attempt<'a> {
             since: Instant::now(),
             looked: Instant::now(),
             refused: None,
-            silent: None,
             pod: None,
             had_pod: false,
             is_listed: false,
@@ -346,30 +339,8 @@ impl<'a> Attempt<'a> {
         Ok(Ended::Again(reason))
     }
 
-    /// Whether there is a result, where the registry says so.
     async fn asked(&mut self) -> Result<Asked, BuildFailure> {
-        if self.silent.is_some_and(|(_, next, _)| Instant::now() < next) {
-            return Ok(Asked::Later);
-        }
-        match find_report(&self.driver.client, &self.report).await {
-            Ok(found) => {
-                self.silent = None;
-                if let Some(report) = &found {
-                    self.driver.leaves(&self.report.repository, report.digest);
-                }
-                Ok(found.map_or(Asked::None, |report| Asked::Found(Box::new(report))))
-            }
-            Err(error) => {
-                let (since, _, pause) = self.silent.unwrap_or((Instant::now(), Instant::now(), TICK));
-                if since.elapsed() >= REGISTRY_PATIENCE {
-                    return Err(BuildFailure::platform("failed to read the build's result", &error));
-                }
-                let chain = crate::build::chain(&error).join(": ");
-                tracing::warn!(job = %self.name, error = %chain, "a build's result is asked for again");
-                self.silent = Some((since, Instant::now() + pause, REGISTRY_PAUSE.min(pause * 2)));
-                Ok(Asked::Later)
-            }
-        }
+        self.asking.ask(self.driver, &self.name).await
     }
 
     /// Tells the events that were not told, and what came of it.
@@ -475,14 +446,6 @@ impl<'a> Attempt<'a> {
             Err(error) => tracing::warn!(job = %self.name, error = %error, "a build's Job cannot be deleted"),
         }
     }
-}
-
-/// What the registry says of a result.
-enum Asked {
-    Found(Box<Report>),
-    None,
-    /// Nothing: it is to be asked again.
-    Later,
 }
 
 /// Whether a watch cannot be had because our account may not.

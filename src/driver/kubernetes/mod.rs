@@ -4,6 +4,7 @@
 //! name. So whoever comes later finds a build at work or finished by its name alone, and nothing is kept here. One Job
 //! is one attempt; another is made only for what the cluster did to the one before.
 
+mod asking;
 mod config;
 mod follow;
 mod job;
