@@ -1,5 +1,6 @@
 //! Plan → `PlatformImage`s: one build per platform, in parallel, the first failure cancels the others.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use futures::future;
@@ -13,6 +14,7 @@ use super::{Ended, Failure, Stages, tell};
 use crate::build::{
     BuildEvent, BuildFailure, BuildLimits, BuildRequest, Builders, CacheUse, Compression, NetworkMode,
 };
+use crate::dockerfile::ignore_file_names;
 use crate::model::{Build, Chain, Method, Plan, PlatformImage, PushEvent};
 use crate::oci::{Platform, Reference};
 
@@ -36,6 +38,7 @@ pub(super) async fn build(
     let directory = stages.logs.build_directory(build);
     let context = directory.join("context");
     export(stages, build, &context).await?;
+    stay_inside(&context, &plan.recipe.method).await?;
     // Each platform has a node of its own, but for those that are made on another's.
     let place = match (stages.driver.builders(), plan.platforms.len() - plan.machines.len()) {
         (Builders::ThisMachine, _) => "natively".to_owned(),
@@ -136,6 +139,33 @@ async fn export(stages: &Stages, build: &Build, context: &Path) -> Result<(), En
     }
 }
 
+/// Fails where a link of the repository would have the build read what is outside: the server's own files.
+///
+/// The Dockerfile itself was read from the commit, which has no links to follow; what COPY takes is looked for in the context.
+async fn stay_inside(root: &Path, method: &Method) -> Result<(), Failure> {
+    let Method::Dockerfile { path, context, .. } = method;
+    let whole = tokio::fs::canonicalize(root).await;
+    let whole = whole.map_err(|error| Failure::platform("read the pushed files", &error))?;
+    let directory = root.join(context);
+    let dockerfile = dockerfile_in(root, path, context);
+    let ignore_files = ignore_file_names(&dockerfile.to_string_lossy()).map(|name| directory.join(name));
+    for place in std::iter::once(directory).chain(ignore_files) {
+        let why = match tokio::fs::canonicalize(&place).await {
+            Ok(real) if real.starts_with(&whole) => continue,
+            Ok(_) => "is a link that leads out of the repository".to_owned(),
+            // Whoever reads it says so.
+            Err(missing) if matches!(missing.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                continue;
+            }
+            Err(error) => format!("cannot be read: {error}"),
+        };
+        let name = place.strip_prefix(root).unwrap_or(&place).display();
+        let advice = "A build reads what is in the repository: commit the files themselves.".to_owned();
+        return Err(Failure::app(format!("`{name}` {why}"), vec![advice]));
+    }
+    Ok(())
+}
+
 async fn one(
     (stages, mut trace): (&Stages, PlatformTrace),
     request: BuildRequest,
@@ -179,6 +209,11 @@ fn in_context<'p>(path: &'p str, context: &str) -> Option<&'p Path> {
     }
 }
 
+/// Where a Dockerfile is: from its context, if it is in there, else in the repository that is at `root`.
+fn dockerfile_in(root: &Path, path: &str, context: &str) -> PathBuf {
+    in_context(path, context).map_or_else(|| root.join(path), Path::to_owned)
+}
+
 /// What a Dockerfile is called in what is told of it.
 pub(super) fn dockerfile_name(path: &str, context: &str) -> String {
     in_context(path, context).map_or_else(|| path.to_owned(), |path| path.display().to_string())
@@ -200,7 +235,7 @@ fn request(
     let time = seconds.map_or(stages.limits.time, |asked| asked.min(stages.limits.time));
     let root = directory.join("context");
     let inner = root.join(context);
-    let dockerfile = in_context(path, context).map_or_else(|| root.join(path), Path::to_owned);
+    let dockerfile = dockerfile_in(&root, path, context);
     Ok(BuildRequest {
         name: String::new(),
         directory: directory.join(platform.to_string().replace('/', "-")),

@@ -88,6 +88,42 @@ fn what_cannot_be_built_is_refused_with_every_candidate() {
     nowhere.push().failed_with(&["no-such-base.invalid/x:1"]);
 }
 
+/// What a pusher may read of the server's machine is nothing: its keys are there.
+#[test]
+fn no_link_of_a_repository_leads_a_build_out_of_it() {
+    let machine = Machine::start();
+    let outside = machine.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("secret"), "of the server").unwrap();
+    let toml = "[build]\ncontext = \"place\"\n";
+    let dockerfile = "FROM scratch\nCOPY . /\nCMD [\"/x\"]\n";
+    let above = "../".repeat(30) + outside.to_str().unwrap().trim_start_matches('/');
+    for (app, name, target) in [
+        ("context", "place", outside.to_str().unwrap()),
+        ("above", "place", &above),
+        ("ignored", ".dockerignore", outside.join("secret").to_str().unwrap()),
+        ("beside", "Dockerfile.dockerignore", outside.join("secret").to_str().unwrap()),
+    ] {
+        let files = if name == "place" {
+            &[("hephy.toml", toml), ("Dockerfile", dockerfile)][..]
+        } else {
+            &[("Dockerfile", dockerfile)]
+        };
+        let app = machine.repository(app, files);
+        std::os::unix::fs::symlink(target, app.path.join(name)).unwrap();
+        app.commit(&[]);
+        let pushed =
+            app.push().failed_with(&[&format!("`{name}` is a link that leads out of the repository")]);
+        assert!(!pushed.stderr.contains("of the server"), "{}", pushed.stderr);
+    }
+    // One that stays inside is none of them.
+    let app = machine.web("inside", "page");
+    std::os::unix::fs::symlink(".", app.path.join("place")).unwrap();
+    app.commit(&[("hephy.toml", toml)]);
+    app.push().succeeded();
+    assert_eq!(machine.get("inside", "/").unwrap(), (200, "page".to_owned()));
+}
+
 #[test]
 fn a_submodule_is_refused_by_name() {
     let machine = Machine::start();
