@@ -2,6 +2,7 @@
 //!
 //! Half of the time of a build that has nothing to do is for asking what is in its context.
 
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// With fewer directories left to look into, threads take longer to start than they save.
@@ -26,7 +27,15 @@ pub(super) fn walk<T: Send, D: Send, E: Send>(
     top: D,
     list: impl Fn(&D) -> Result<Vec<Entry<T, D>>, E> + Sync,
 ) -> Result<Vec<T>, E> {
-    let state = State { waiting: vec![(0, top)], listings: vec![None], at_work: 0, error: None };
+    let (found, about) = (Vec::new(), Vec::new());
+    let state = State {
+        waiting: vec![(0, top)],
+        found,
+        about,
+        listings: vec![Range::default()],
+        at_work: 0,
+        error: None,
+    };
     let tree = Tree { state: Mutex::new(state), changed: Condvar::new(), list };
     tree.work(WORTH_THREADS);
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -38,14 +47,10 @@ pub(super) fn walk<T: Send, D: Send, E: Send>(
         }
         tree.work(usize::MAX);
     });
-    let State { mut listings, error, .. } = tree.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match error {
+    let state = tree.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match state.error {
         Some(error) => Err(error),
-        None => {
-            let mut all = Vec::with_capacity(listings.iter().flatten().map(Vec::len).sum());
-            flatten(&mut listings, 0, &mut all);
-            Ok(all)
-        }
+        None => Ok(state.in_order()),
     }
 }
 
@@ -59,13 +64,21 @@ struct Tree<T, D, E, L> {
 struct State<T, D, E> {
     /// Directories to look into, and where what is found goes.
     waiting: Vec<(usize, D)>,
-    listings: Vec<Option<Listing<T>>>,
+    /// What was found, those of one directory together. There is no second of this list: it is most of what a build holds.
+    found: Vec<T>,
+    about: Vec<About>,
+    /// Where in these lists the contents of each directory are.
+    listings: Vec<Range<usize>>,
     at_work: usize,
     error: Option<E>,
 }
 
-/// What is in a directory, and where the listings of its directories are.
-type Listing<T> = Vec<(T, bool, Option<usize>)>;
+/// What is to be known of what was found.
+struct About {
+    is_way: bool,
+    /// Of a directory: which listing is its.
+    listing: Option<usize>,
+}
 
 impl<T, D, E, L: Fn(&D) -> Result<Vec<Entry<T, D>>, E>> Tree<T, D, E, L> {
     fn state(&self) -> MutexGuard<'_, State<T, D, E>> {
@@ -113,31 +126,55 @@ impl<T, D, E> State<T, D, E> {
                 return;
             }
         };
-        let mut listing = Vec::with_capacity(entries.len());
+        let first = self.found.len();
         for Entry { found, is_way, directory } in entries {
-            let below = directory.map(|directory| {
-                self.listings.push(None);
+            let listing = directory.map(|directory| {
+                self.listings.push(Range::default());
                 self.waiting.push((self.listings.len() - 1, directory));
                 self.listings.len() - 1
             });
-            listing.push((found, is_way, below));
+            self.found.push(found);
+            self.about.push(About { is_way, listing });
         }
-        if let Some(slot) = self.listings.get_mut(place) {
-            *slot = Some(listing);
+        if let Some(place) = self.listings.get_mut(place) {
+            *place = first..self.found.len();
         }
     }
-}
 
-fn flatten<T>(listings: &mut [Option<Listing<T>>], place: usize, all: &mut Vec<T>) {
-    let listing = listings.get_mut(place).and_then(Option::take).unwrap_or_default();
-    for (found, is_way, below) in listing {
-        let before = all.len();
-        all.push(found);
-        if let Some(below) = below {
-            flatten(listings, below, all);
+    /// What was found, each directory before what is in it, without the ways that lead to nothing.
+    fn in_order(mut self) -> Vec<T> {
+        let mut order = Vec::with_capacity(self.found.len());
+        self.follow(0, &mut order);
+        let mut places = vec![None; self.found.len()];
+        for (place, index) in order.iter().enumerate() {
+            places[*index] = Some(place);
         }
-        if is_way && all.len() == before + 1 {
-            all.pop();
+        // What is left out goes behind.
+        let mut behind = order.len()..;
+        let mut places: Vec<usize> =
+            places.into_iter().map(|place| place.or_else(|| behind.next()).unwrap_or_default()).collect();
+        for index in 0..places.len() {
+            while places[index] != index {
+                let place = places[index];
+                self.found.swap(index, place);
+                places.swap(index, place);
+            }
+        }
+        self.found.truncate(order.len());
+        self.found
+    }
+
+    fn follow(&self, listing: usize, order: &mut Vec<usize>) {
+        for index in self.listings[listing].clone() {
+            let before = order.len();
+            order.push(index);
+            let About { is_way, listing } = self.about[index];
+            if let Some(listing) = listing {
+                self.follow(listing, order);
+            }
+            if is_way && order.len() == before + 1 {
+                order.pop();
+            }
         }
     }
 }
