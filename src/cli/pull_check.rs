@@ -57,7 +57,9 @@ pub(super) fn run(arguments: &PullCheckArguments) -> ExitCode {
 /// Asks until it is known; what there is to tell, or why the installation is not whole.
 async fn check(arguments: &PullCheckArguments) -> Result<Vec<String>, String> {
     // Inside of the cluster, by plain HTTP, and by no proxy.
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build();
+    // Each time anew: a connection from before the node knew the Service may lead elsewhere.
+    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0);
+    let client = client.timeout(Duration::from_secs(10)).build();
     let client = client.map_err(|error| format!("cannot start: {error}"))?;
     let (began, mut answered, mut said) = (Instant::now(), None, String::new());
     loop {

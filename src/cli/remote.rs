@@ -152,9 +152,19 @@ impl Destination {
         })
     }
 
+    /// `ssh`, or what the user gives git in its place: what reaches the server for a push does so for a verb.
+    fn ssh(&self) -> Command {
+        let given = std::env::var("GIT_SSH_COMMAND").ok().filter(|given| !given.trim().is_empty());
+        let Some(given) = given.filter(|_| self.operator.is_none()) else { return Command::new("ssh") };
+        // As git does: the command is one line of the shell, and what it is given are words.
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("{given} \"$@\"")).arg("ssh");
+        command
+    }
+
     /// The `ssh` command that runs `words` on the server.
     fn command(&self, words: &[String], terminal: bool) -> Command {
-        let mut command = Command::new("ssh");
+        let mut command = self.ssh();
         command.arg(if terminal { "-t" } else { "-T" }).args(["-o", "LogLevel=ERROR"]);
         if let Some(operator) = &self.operator {
             let option = |name: &str, path: &Path| {

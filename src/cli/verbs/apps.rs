@@ -106,6 +106,13 @@ pub(super) async fn run(context: &mut Context<'_>, arguments: AppsArguments) -> 
                     app.object.name
                 )));
             }
+            // Others may push to it, and take nothing away that is not theirs.
+            if !context.person.admin && app.object.owner != context.person.name {
+                return Err(VerbError::Said(format!(
+                    "only {}, who owns {}, or an admin destroys it",
+                    app.object.owner, app.object.name
+                )));
+            }
             destroy(context, app).await
         }
     }

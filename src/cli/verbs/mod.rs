@@ -75,7 +75,8 @@ pub(crate) enum Verb {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AppArgument {
     /// The app; by default the one that the git remote `deis` names
-    #[arg(short, long, value_name = "APP")]
+    // Before the subcommand as after it: what is accepted counts.
+    #[arg(short, long, value_name = "APP", global = true)]
     pub(crate) app: Option<AppName>,
 }
 
@@ -83,7 +84,7 @@ pub(crate) struct AppArgument {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub(crate) struct FormatArgument {
     /// Text for people, or JSON for programs
-    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", global = true)]
     pub(crate) format: Format,
 }
 
@@ -201,5 +202,29 @@ impl crate::serve::Verbs for SshVerbs {
         );
         drop(stdout.write_all(text.as_bytes()).await);
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_app_and_the_format_count_before_the_subcommand_as_after_it() {
+        for words in ["config -a hello set A=1", "config set -a hello A=1", "config set A=1 --app=hello"] {
+            let parsed = SshCommand::try_parse_from(words.split(' ')).unwrap().verb;
+            assert!(!parsed.takes_app_from_remote(), "{words}");
+            let Verb::Config(ConfigArguments { command: Some(ConfigCommand::Set { app, .. }), .. }) = parsed
+            else {
+                panic!("{parsed:?}")
+            };
+            assert_eq!(app.app.unwrap().as_str(), "hello", "{words}");
+        }
+        let parsed = SshCommand::try_parse_from(["ps", "--format", "json", "list"]).unwrap().verb;
+        let Verb::Ps(PsArguments { command: Some(PsCommand::List { format, .. }), .. }) = parsed else {
+            panic!("{parsed:?}")
+        };
+        assert_eq!(format.format, Format::Json);
+        assert!(SshCommand::try_parse_from(["ps", "list"]).unwrap().verb.takes_app_from_remote());
     }
 }

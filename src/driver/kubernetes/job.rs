@@ -123,6 +123,15 @@ impl BuildJob {
         Ok(Reference { repository: repository.clone(), tag: Some(tag.parse().map_err(wrong)?), digest: None })
     }
 
+    /// Whether a Job of an attempt's name is to leave the result that is waited for. One of an earlier app of this name is not.
+    pub(super) fn is_its_own(&self, attempt: u32, job: &Job) -> bool {
+        let Ok(report) = self.report_in(&self.engine_repository, attempt) else { return false };
+        let argument = format!("--report={report}");
+        let pod = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+        let mut containers = pod.into_iter().flat_map(|pod| &pod.containers);
+        containers.any(|container| container.args.as_ref().is_some_and(|args| args.contains(&argument)))
+    }
+
     /// An attempt's Job.
     pub(super) fn render(&self, config: &JobConfig, attempt: u32) -> Result<Job, BuildFailure> {
         let name = self.name_of(attempt);
@@ -381,6 +390,18 @@ mod tests {
         let container = &value["spec"]["template"]["spec"]["containers"][0];
         let variable = serde_json::json!({"name": "HEPHY_CA_BUNDLE_PEM", "value": "PEM"});
         assert!(container["env"].as_array().unwrap().contains(&variable), "{container}");
+    }
+
+    #[test]
+    fn a_job_is_known_by_what_it_was_asked_for_and_not_by_its_name() {
+        let config = config();
+        let job = build_job(&config);
+        let source = PushedSource { digest: Digest::of("another"), dockerfile: Some("Dockerfile".into()) };
+        let other = BuildJob::new(&config, &request(), &source).unwrap();
+        let made = |job: &BuildJob, attempt| job.render(&config, attempt).unwrap();
+        assert_eq!(made(&job, 1).metadata.name, made(&other, 1).metadata.name);
+        assert!(job.is_its_own(1, &made(&job, 1)) && job.is_its_own(2, &made(&job, 2)));
+        assert!(!job.is_its_own(1, &made(&other, 1)) && !job.is_its_own(1, &Job::default()));
     }
 
     #[test]

@@ -23,8 +23,9 @@ use async_trait::async_trait;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use tokio::sync::{OnceCell, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{CaBundle, JobConfig, MAX_INLINE_BUNDLE_BYTES, RegistryNames};
@@ -45,6 +46,10 @@ use queue::{Queue, Turn};
 
 /// How many Jobs a build may take, all but the first for what the cluster did.
 const ATTEMPTS: u32 = 3;
+
+/// How long another build's Job may take to go, and how often is looked whether it has.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(60);
+const REMOVAL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often is looked whether other servers' Jobs leave room.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(2);
@@ -170,7 +175,10 @@ impl KubernetesDriver {
         }
         let architecture = architecture(&job.machine);
         let (name, jobs) = (job.name_of(number), self.jobs());
-        let found = patiently(|| jobs.get_opt(&name)).await.map_err(|error| api("read a Job", &error))?;
+        let mut found = patiently(|| jobs.get_opt(&name)).await.map_err(|error| api("read a Job", &error))?;
+        if let Some(other) = found.take_if(|found| !job.is_its_own(number, found)) {
+            self.remove(&other).await?;
+        }
         let (turn, created) = match found {
             Some(found) => {
                 let created = found.metadata.creation_timestamp.map(|time| time.0);
@@ -262,6 +270,30 @@ impl KubernetesDriver {
             }
             tokio::time::sleep(OTHERS_INTERVAL.mul_f64(rand::random_range(0.5..1.5))).await;
         }
+    }
+
+    /// Removes another build's Job of the same name, with its pods: that of an app which is gone and had this one's name.
+    async fn remove(&self, other: &Job) -> Result<(), BuildFailure> {
+        let (jobs, name) = (self.jobs(), other.metadata.name.clone().unwrap_or_default());
+        tracing::info!(job = %name, "the Job of a build of an app that is gone is removed");
+        let params = DeleteParams::foreground();
+        match patiently(|| jobs.delete(&name, &params)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(error) => return Err(api("remove another build's Job", &error)),
+        }
+        let deadline = Instant::now() + REMOVAL_LIMIT;
+        while patiently(|| jobs.get_opt(&name)).await.map_err(|error| api("read a Job", &error))?.is_some() {
+            if Instant::now() > deadline {
+                let hint = format!("kubectl -n {} delete job {name}", self.config.namespace);
+                return Err(BuildFailure::Platform(StepFailure {
+                    hint: Some(hint),
+                    ..StepFailure::new(format!("the Job `{name}` of an app that is gone does not go away"))
+                }));
+            }
+            tokio::time::sleep(REMOVAL_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// Makes an attempt's Job, if there is none: another server, or a call whose answer was lost, may just have made it.

@@ -347,7 +347,9 @@ fn crashed(instance: &Instance) -> Obstacle {
     let Some(ended) = instance.ended() else {
         return Obstacle::Crashed { how: "an error".to_owned(), after: Duration::ZERO };
     };
-    let times = ended.started_at.as_ref().zip(ended.finished_at.as_ref());
+    // Of what could not be started, the beginning is that of time.
+    let began = ended.started_at.as_ref().filter(|began| began.0 > jiff::Timestamp::UNIX_EPOCH);
+    let times = began.zip(ended.finished_at.as_ref());
     let after = times.and_then(|(from, to)| Duration::try_from(to.0.duration_since(from.0)).ok());
     Obstacle::Crashed { how: how(ended), after: after.unwrap_or_default() }
 }
@@ -411,6 +413,11 @@ mod tests {
         let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
         let Seen::Over(obstacle) = seen(&container(&waiting, &ended, 1)) else { panic!("again") };
         assert_eq!(obstacle.to_string(), "ended with exit status 3 after 2.0s");
+        // What could not be started has no beginning.
+        let never = json!({"terminated": {"exitCode": 128, "reason": "StartError",
+            "startedAt": "1970-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:02Z"}});
+        let Seen::Over(obstacle) = seen(&container(&waiting, &never, 1)) else { panic!("never") };
+        assert!(obstacle.to_string().ends_with("after 0.0s"), "{obstacle}");
         let running = json!({"running": {"startedAt": MADE}});
         assert!(matches!(seen(&container(&running, &ended, 1)), Seen::Not { stage: Stage::Running, .. }));
         assert!(matches!(seen(&container(&running, &ended, 2)), Seen::Over(_)));

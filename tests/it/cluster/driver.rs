@@ -184,6 +184,31 @@ async fn a_later_attempt_at_work_is_adopted_and_the_first_is_not_made_anew() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: scripts/test-cluster"]
+async fn the_job_of_an_app_that_is_gone_is_not_that_of_another_with_its_name() {
+    let bench = Jobs::new().await;
+    for said in ["of the first", "of the second"] {
+        let named = BuildRequest {
+            name: "hello--1".to_owned(),
+            ..request(&bench, &format!("FROM busybox:1\nRUN echo {said}\n"))
+        };
+        let (sender, mut receiver) = mpsc::channel(16);
+        let driver = bench.driver();
+        let building =
+            tokio::spawn(async move { driver.build(&named, sender, CancellationToken::new()).await });
+        let mut lines = Vec::new();
+        while let Some(event) = receiver.recv().await {
+            lines.extend(event.lines());
+        }
+        building.await.unwrap().unwrap();
+        let of: Vec<&str> =
+            lines.iter().map(|line| line.trim()).filter(|line| line.starts_with("of the")).collect();
+        assert_eq!(of, [said], "{lines:?}");
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: scripts/test-cluster"]
 async fn a_build_that_writes_more_than_its_room_is_told_the_limit() {
     let bench = Jobs::new().await;
     let config = JobConfig { scratch_size_limit: Some("64Mi".to_owned()), ..bench.config() };

@@ -49,6 +49,8 @@ fn a_known_key_without_access_is_told_whom_to_ask_and_access_is_an_exact_match()
     machine.verb_as(&key, "config list -a hello").failed_with(&["there is no app `hello`"]);
     machine.verb("access add bob -a hello").succeeded();
     bobs.git(&["ls-remote", &machine.remote("hello")]).succeeded();
+    machine.verb_as(&key, "apps destroy -a hello --confirm hello").failed_with(&["who owns hello"]);
+    machine.verb("apps").succeeded().says(&["hello"]);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The verbs, over SSH and by the command line.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Ran};
 
 #[test]
 fn config_is_released_and_a_release_can_be_gone_back_to() {
@@ -124,4 +124,16 @@ fn the_image_of_an_app_is_read_and_written_by_other_peoples_clients() {
     assert!(copied.0, "{}", copied.1);
     let (ok, inspected) = run("skopeo", &["inspect", "--tls-verify=false", &copy]);
     assert!(ok && inspected.contains("image"), "{inspected}");
+}
+
+#[test]
+fn a_verb_reaches_the_server_as_git_does() {
+    let machine = Machine::start();
+    let app = machine.web("hello", "page");
+    app.push().succeeded();
+    let mut command = Command::new(crate::ordinary_user::executable());
+    command.args(["config", "--format", "json"]).current_dir(&app.path).stdin(Stdio::null());
+    command.env("HOME", "/nonexistent").env("GIT_SSH_COMMAND", machine.ssh_command("id_ed25519"));
+    let shown = Ran::of(command.output().unwrap()).succeeded();
+    assert!(shown.stdout.trim_start().starts_with(['{', '[']), "{shown:?}");
 }
