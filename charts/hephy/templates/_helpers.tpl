@@ -187,6 +187,9 @@ true
 {{- if ne (len (uniq $namespaces)) 3 -}}
 {{- fail (printf "hephy, its builds and its apps have a namespace each; these are %s: set namespaces.builds and namespaces.apps" (join ", " $namespaces)) -}}
 {{- end -}}
+{{- if contains "PRIVATE KEY" .Values.adminKeys -}}
+{{- fail "adminKeys has a private key, which must never leave your machine: name the file that ends in .pub" -}}
+{{- end -}}
 {{- if and .Values.tracing.headersSecret (not .Values.tracing.otlpEndpoint) -}}
 {{- fail "tracing.headersSecret is sent to a collector: set tracing.otlpEndpoint" -}}
 {{- end -}}

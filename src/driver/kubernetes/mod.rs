@@ -1,8 +1,9 @@
 //! Builds as Jobs of a cluster: one for each platform, on a node of its architecture.
 //!
 //! What a Job needs is in the registry, and so is what it leaves: the source by its digest, the result by the Job's
-//! name. So whoever comes later finds a build at work or finished by its name alone, and nothing is kept here. One Job
-//! is one attempt; another is made only for what the cluster did to the one before.
+//! name and what it was asked for. So whoever comes later finds a build at work or finished, and nothing is kept here; what
+//! another build of the same name left, of an app that is gone, is nobody's. One Job is one attempt; another is made only
+//! for what the cluster did to the one before.
 
 mod asking;
 mod config;
@@ -212,7 +213,9 @@ impl KubernetesDriver {
         for number in (2..=ATTEMPTS).rev() {
             let name = job.name_of(number);
             let found = patiently(|| jobs.get_opt(&name)).await.map_err(|error| api("read a Job", &error))?;
-            if found.is_some() || self.has_report(job, number).await? {
+            if found.is_some_and(|found| job.is_its_own(number, &found))
+                || self.has_report(job, number).await?
+            {
                 return Ok(number);
             }
         }
@@ -272,10 +275,10 @@ impl KubernetesDriver {
         }
     }
 
-    /// Removes another build's Job of the same name, with its pods: that of an app which is gone and had this one's name.
+    /// Removes another build's Job of the same name, with its pods: mostly that of an app which is gone and had this one's name.
     async fn remove(&self, other: &Job) -> Result<(), BuildFailure> {
         let (jobs, name) = (self.jobs(), other.metadata.name.clone().unwrap_or_default());
-        tracing::info!(job = %name, "the Job of a build of an app that is gone is removed");
+        tracing::info!(job = %name, "another build's Job of this name is removed");
         let params = DeleteParams::foreground();
         match patiently(|| jobs.delete(&name, &params)).await {
             Ok(_) => {}
@@ -288,7 +291,9 @@ impl KubernetesDriver {
                 let hint = format!("kubectl -n {} delete job {name}", self.config.namespace);
                 return Err(BuildFailure::Platform(StepFailure {
                     hint: Some(hint),
-                    ..StepFailure::new(format!("the Job `{name}` of an app that is gone does not go away"))
+                    ..StepFailure::new(format!(
+                        "the Job `{name}`, which another build left, does not go away"
+                    ))
                 }));
             }
             tokio::time::sleep(REMOVAL_INTERVAL).await;

@@ -91,6 +91,7 @@ const SETS: &[(&str, &[&str])] = &[
 /// Values that cannot be, and what is said of them.
 const REFUSED: &[(&[&str], &str)] = &[
     (&["replicas=2"], "set registry.url"),
+    (&["adminKeys=-----BEGIN OPENSSH PRIVATE KEY-----"], "the file that ends in .pub"),
     (&["tracing.headersSecret=collector"], "set tracing.otlpEndpoint"),
     (&["tracing.otlpEndpoint=https://user:password@collector.example"], "otlpEndpoint"),
     (&["namespaces.builds=same", "namespaces.apps=same"], "set namespaces.builds and namespaces.apps"),
